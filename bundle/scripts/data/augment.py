@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.transforms import MapTransform, RandomizableTransform
+from skimage.color import hed_from_rgb, rgb_from_hed
+
+__all__ = ["RandBlurd", "RandCropAffined", "RandStaind"]
+
+
+class RandStaind(RandomizableTransform, MapTransform):
+    """
+    Randomly change the amounts of haematoxylin and eosin of an RGB image in [0, 255].
+
+    The optical density ``-ln((I + 1) / 256)`` is unmixed with the stain vectors of Ruifrok and Johnston (as in
+    ``skimage.color.rgb2hed``), the amount of each of the two stains becomes
+    ``amount * U(1 - scale, 1 + scale) + U(-shift, shift)``, and the result is mixed again, after Tellez et al. (2018),
+    doi:10.1109/TMI.2018.2820199. The third, residual stain is left alone: changing it gives browns and greens that
+    H&E does not have. ``tint`` also scales the optical density of R, G and B by ``U(1 - tint, 1 + tint)``, as other
+    stain batches and scanners do. All of this is linear in optical density, hence one 3x3 matrix.
+
+    Args:
+        keys: keys of images (3, H, W), float in [0, 255]; all of an item get the same change.
+        prob: probability that an item is changed.
+        scale: greatest relative change of a stain's amount.
+        shift: greatest added amount, in units of optical density (natural logarithm).
+        tint: greatest relative change of the optical density of a colour.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] | str = "image",
+        prob: float = 0.8,
+        scale: float = 0.3,
+        shift: float = 0.03,
+        tint: float = 0.05,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.scale, self.shift, self.tint = scale, shift, tint
+        self._unmix, self._mix = np.asarray(hed_from_rgb), np.asarray(rgb_from_hed)
+        self._matrix, self._offset = np.eye(3), np.zeros(3)
+
+    def randomize(self, data: object = None) -> None:
+        super().randomize(None)
+        factors = np.append(1 + self.R.uniform(-self.scale, self.scale, 2), 1)
+        shifts = np.append(self.R.uniform(-self.shift, self.shift, 2), 0)
+        tint = 1 + self.R.uniform(-self.tint, self.tint, 3)
+        self._matrix = self._unmix @ np.diag(factors) @ self._mix * tint
+        self._offset = shifts @ self._mix
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        self.randomize()
+        if self._do_transform:
+            for key in self.keys:
+                item[key] = self._restain(item[key])
+        return item
+
+    def _restain(self, image: torch.Tensor) -> torch.Tensor:
+        density = ((_plain(image).float().flatten(1) + 1) / 256).log_().neg_()
+        matrix, offset = (torch.as_tensor(x, dtype=torch.float32) for x in (self._matrix.T, self._offset))
+        changed = torch.addmm(offset[:, None], matrix, density).neg_().exp_().mul_(256).sub_(1).clamp_(0, 255)
+        return _like(changed.reshape(image.shape), image)
+
+
+class RandBlurd(RandomizableTransform, MapTransform):
+    """
+    Randomly blur images (C, H, W) with a Gaussian, as a scanner out of focus does.
+
+    MONAI's ``RandGaussianSmoothd`` pads with zeros, which draws a dark frame around a bright image; here the image is
+    reflected at its border.
+
+    Args:
+        keys: keys of images, float.
+        prob: probability that an item is blurred.
+        sigma: least and greatest standard deviation in pixels.
+    """
+
+    def __init__(
+        self, keys: Sequence[str] | str = "image", prob: float = 0.3, sigma: Sequence[float] = (0.3, 1.2)
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if not 0 < sigma[0] <= sigma[1]:
+            raise ValueError(f"sigma must be two positive numbers in order, got {tuple(sigma)}.")
+        self.sigma = tuple(sigma)
+        self._sigma = self.sigma[0]
+
+    def randomize(self, data: object = None) -> None:
+        super().randomize(None)
+        self._sigma = self.R.uniform(*self.sigma)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        self.randomize()
+        if self._do_transform:
+            kernel = gaussian_1d(torch.tensor(self._sigma), truncated=3.0, normalize=True)
+            for key in self.keys:
+                blurred = separable_filtering(_plain(item[key])[None], [kernel, kernel], mode="reflect")[0]
+                item[key] = _like(blurred, item[key])
+        return item
+
+
+class RandCropAffined(RandomizableTransform, MapTransform):
+    """
+    Crop a random window, turned, mirrored and scaled, in one resampling.
+
+    Every crop is turned by a random multiple of 90 degrees and mirrored with probability 1/2. With probability
+    ``prob`` it is also turned by up to 45 degrees either way, hence by any angle, and scaled. Only the pixels of the
+    crop are computed, whatever the size of the image. Crops that are not turned or scaled freely copy pixels
+    unchanged. The window lies inside the image where it can; beyond the border the image is reflected.
+
+    Args:
+        keys: keys of images (C, H, W) and label maps (1, H, W) of the same H, W.
+        crop_size: height and width of the result, or one number for both.
+        prob: probability of free rotation and scale.
+        scale: least and greatest magnification, drawn log-uniformly.
+        mode: ``"bilinear"`` or ``"nearest"`` for each key; ``"nearest"`` keeps ids and the data type.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] | str = ("image", "label"),
+        crop_size: Sequence[int] | int = 256,
+        prob: float = 0.75,
+        scale: Sequence[float] = (0.6, 1.7),
+        mode: Sequence[str] = ("bilinear", "nearest"),
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if len(mode) != len(self.keys):
+            raise ValueError(f"mode must name an interpolation for each of keys {self.keys}, got {tuple(mode)}.")
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be two positive magnifications in order, got {tuple(scale)}.")
+        self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+        self.scale = tuple(scale)
+        self.mode = tuple(mode)
+        self._matrix, self._centre = np.eye(2), np.zeros(2)
+
+    def randomize(self, data: Sequence[int]) -> None:
+        """
+        Draw the map from crop to image, ``image_pixel = matrix @ (crop_pixel - crop_centre) + centre``.
+
+        Args:
+            data: (H, W) of the image.
+        """
+        super().randomize(None)
+        turn = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), self.R.randint(4))
+        mirror = np.diag([1, self.R.choice([-1, 1])])
+        angle = self.R.uniform(-np.pi / 4, np.pi / 4)
+        magnification = np.exp(self.R.uniform(*np.log(self.scale)))
+        self._matrix = (turn @ mirror).astype(float)
+        if self._do_transform:
+            rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            self._matrix = self._matrix @ rotation / magnification
+        extent = np.abs(self._matrix) @ self.crop_size  # of the upright box around the window, in image pixels
+        slack = np.asarray(data) - extent
+        start = [self.R.randint(int(free) + 1) if free >= 0 else np.floor(free / 2) for free in slack]
+        self._centre = np.asarray(start) + (extent - 1) / 2
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        height, width = item[self.keys[0]].shape[1:]
+        self.randomize((height, width))
+        rows, columns = (torch.arange(side) - (side - 1) / 2 for side in self.crop_size)
+        (a, b), (c, d) = self._matrix.tolist()
+        y = a * rows[:, None] + b * columns + float(self._centre[0])
+        x = c * rows[:, None] + d * columns + float(self._centre[1])
+        # grid_sample wants (x, y) with -1 and 1 at the outer edges of the outer pixels
+        grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)[None]
+        for key, mode in zip(self.keys, self.mode, strict=True):
+            source = _plain(item[key])
+            crop = torch.nn.functional.grid_sample(
+                source[None].float(),  # exact for ids below 2**24
+                grid,
+                mode=mode,
+                padding_mode="reflection",
+                align_corners=False,
+            )[0]
+            item[key] = _like(crop.to(source.dtype), item[key])
+        return item
+
+
+def _plain(source: object) -> torch.Tensor:
+    # arithmetic on a MetaTensor costs more than the arithmetic
+    return source.as_tensor() if isinstance(source, MetaTensor) else torch.as_tensor(source)
+
+
+def _like(result: torch.Tensor, source: object) -> torch.Tensor:
+    """Give the result the meta data of what it was made from."""
+    if not isinstance(source, MetaTensor):
+        return result
+    return MetaTensor(result, meta=source.meta)

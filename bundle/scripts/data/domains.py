@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
+from scripts.errors import DataError
+
+__all__ = ["SPLITS", "check_domains", "domain_list", "domain_names", "load_items"]
+
+SPLITS = ("training", "validation", "testing")
+DECATHLON_KEYS = {"training": "training", "validation": "validation", "testing": "test"}
+GROUP_KEYS = ("patient", "field", "group")
+REQUIRED_KEYS = {"name", "role", "root"}
+OPTIONAL_KEYS = {"datalist", "mpp"}
+
+
+def domain_list(
+    dataset_dir: str | os.PathLike, primary: str | None = None, auxiliary: str | Iterable[str] = "all"
+) -> list[dict]:
+    """
+    Make the domain list from a folder whose sub-folders are domains.
+
+    A sub-folder is a domain if it holds a datalist (``split.json``, or a ``dataset.json`` with a training list) or
+    ``images/`` and ``labels/``, either directly or inside ``training/``.
+
+    Args:
+        dataset_dir: the folder of domain folders.
+        primary: name of the primary domain. None is allowed if there is only one domain, or if
+            ``dataset_dir/domains.json`` names one: ``{"primary": name}``.
+        auxiliary: ``"all"`` for every other domain with training items, a list of names, a comma-separated string of
+            names, or an empty list or ``"none"`` for single-domain training.
+
+    Returns:
+        ``[{"name", "role", "root", "datalist", "mpp"}, ...]``, the primary first; ``datalist`` is None for a domain
+        of plain folders, ``mpp`` is None if unknown.
+
+    Raises:
+        DataError: for an unknown name, naming what is there, or when the primary is not determined.
+    """
+    folder = Path(dataset_dir)
+    if not folder.is_dir():
+        raise DataError(folder, "there is no such folder", "Set dataset_dir to the folder that holds your domains.")
+    if _is_domain(folder):
+        mend = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
+        raise DataError(folder, "this is a domain itself, not a folder of domains", mend)
+    found = [path.name for path in sorted(folder.iterdir()) if _is_domain(path)]
+    if not found:
+        mend = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
+        raise DataError(folder, "no domain folder found", mend)
+    there = f"Domains found: {', '.join(found)}."
+    primary = primary or _default_primary(folder, found)
+    if primary is None:
+        raise DataError(folder, "which domain is the primary is not said", f"Set primary to its name. {there}")
+    if auxiliary == "all":
+        others = [name for name in found if name != primary and _entries(folder / name, None, "training")]
+    elif isinstance(auxiliary, str):
+        others = [name.strip() for name in auxiliary.split(",") if name.strip() not in ("", "none")]
+    else:
+        others = list(auxiliary or ())
+    for name in (primary, *others):
+        if name not in found:
+            raise DataError(folder, f"there is no domain '{name}'", there)
+    roles = [(primary, "primary"), *((name, "auxiliary") for name in others)]
+    domains = [
+        {
+            "name": name,
+            "role": role,
+            "root": str(folder / name),
+            "datalist": _find_datalist(folder / name),
+            "mpp": _stored_mpp(folder / name),
+        }
+        for name, role in roles
+    ]
+    return check_domains(domains)
+
+
+def check_domains(domains: Sequence[dict]) -> list[dict]:
+    """
+    Check a domain list and return it with the primary first, the order that gives every domain its index.
+
+    Entries are ``{"name", "role": "primary" | "auxiliary", "root"}`` with optional ``"datalist"`` (a JSON file,
+    relative to root) and ``"mpp"`` (micrometres per pixel).
+
+    Raises:
+        DataError: unless exactly one domain is primary, names are unique and all keys and values are valid.
+    """
+    for number, domain in enumerate(domains):
+        entry = f"domains[{number}]"
+        unknown, missing = set(domain) - REQUIRED_KEYS - OPTIONAL_KEYS, REQUIRED_KEYS - set(domain)
+        if unknown or missing:
+            what = f"unknown key '{min(unknown)}'" if unknown else f"key '{min(missing)}' is missing"
+            valid = f"name, role, root and optionally {' and '.join(sorted(OPTIONAL_KEYS))}"
+            raise DataError(entry, what, f"A domain has the keys {valid}.")
+        if domain["role"] not in ("primary", "auxiliary"):
+            raise DataError(entry, f"role '{domain['role']}' is not known", "Use 'primary' or 'auxiliary'.")
+        mpp = domain.get("mpp")
+        if mpp is not None and not (isinstance(mpp, (int, float)) and mpp > 0):
+            raise DataError(entry, f"mpp {mpp!r} is not a positive number", "Give micrometres per pixel, or null.")
+    names = [domain["name"] for domain in domains]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError("domains", f"'{repeated[0]}' is listed more than once", "Name every domain once.")
+    primaries = [domain["name"] for domain in domains if domain["role"] == "primary"]
+    if len(primaries) != 1:
+        listed = f": {', '.join(primaries)}" if primaries else ""
+        raise DataError("domains", f"{len(primaries)} domains are primary{listed}", "Make exactly one the primary.")
+    return sorted((dict(domain) for domain in domains), key=lambda domain: domain["role"] != "primary")
+
+
+def domain_names(domains: Sequence[dict]) -> list[str]:
+    """Names of the domains by index; index 0 is the primary."""
+    return [domain["name"] for domain in check_domains(domains)]
+
+
+def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = None) -> list[dict]:
+    """
+    List the items of one split of all domains.
+
+    A domain's items come from its datalist, a JSON file ``{"training": [{"image", "label", ...}], "validation": ...,
+    "testing": ...}`` with paths relative to root (MONAI Decathlon datalists, with ``test``, are such files), or from
+    plain folders, where an image and its label share the file name up to the suffix: ``training/images`` and
+    ``training/labels``, and so for validation and testing; or ``images`` and ``labels`` alone, which are split here.
+    That split orders the names by their SHA-256 and takes 15 % for validation (at least one of two or more images),
+    15 % for testing and the rest for training: the same everywhere, but blind to patients; keep those apart with a
+    ``split.json``.
+
+    Args:
+        domains: the domain list, see :func:`check_domains`.
+        split: ``"training"``, ``"validation"`` or ``"testing"``.
+        limit_groups: keep only the first so many groups of the primary's training part, in sorted order, for
+            experiments with little data.
+
+    Returns:
+        ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is
+        the primary), its name, micrometres per pixel (nan if neither the domain nor ``root/dataset.json`` gives it),
+        and ``"<domain>/<patient>"`` (else field, group or the image's own name), the unit that splits should keep
+        together. All values are strings or numbers, so that items of different domains collate.
+
+    Raises:
+        DataError: naming the files, when one is missing or has no partner; naming the domain, when it has no
+            training item.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got '{split}'.")
+    if limit_groups is not None and limit_groups < 1:
+        raise ValueError(f"limit_groups must be at least 1 or None, got {limit_groups}.")
+    items: list[dict] = []
+    for index, domain in enumerate(check_domains(domains)):
+        root, name = Path(domain["root"]), domain["name"]
+        if not root.is_dir():
+            raise DataError(root, f"the folder of domain '{name}' does not exist", "Correct its root.")
+        entries = _entries(root, domain.get("datalist"), split)
+        if split == "training" and not entries:
+            mend = f"Give it a training part or take '{name}' out of the domain list."
+            raise DataError(root, f"domain '{name}' has no training item", mend)
+        _check_files(entries, root)
+        mpp = domain.get("mpp") or _stored_mpp(root) or math.nan
+        part = [
+            {
+                "image": entry["image"],
+                "label": entry["label"],
+                "domain": index,
+                "domain_name": name,
+                "mpp": float(mpp),
+                "group": f"{name}/{_group(entry)}",
+            }
+            for entry in entries
+        ]
+        if limit_groups is not None and split == "training" and index == 0:
+            kept = sorted({item["group"] for item in part})[:limit_groups]
+            part = [item for item in part if item["group"] in kept]
+        items += part
+    return items
+
+
+def _group(entry: dict) -> str:
+    return str(next((entry[key] for key in GROUP_KEYS if key in entry), _stem(Path(entry["image"]))))
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(file_suffix(path))]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"the file cannot be read as JSON ({error})", "Correct or replace it.") from error
+    if not isinstance(content, dict):
+        raise DataError(path, "the file does not hold a JSON object", 'Write {"training": [...], ...}.')
+    return content
+
+
+def _stored_mpp(root: Path) -> float | None:
+    path = root / "dataset.json"
+    mpp = _read_json(path).get("mpp") if path.is_file() else None
+    if mpp is not None and not (isinstance(mpp, (int, float)) and mpp > 0):
+        raise DataError(path, f"mpp {mpp!r} is not a positive number", "Give micrometres per pixel, or leave it out.")
+    return mpp
+
+
+def _default_primary(folder: Path, found: list[str]) -> str | None:
+    path = folder / "domains.json"
+    if path.is_file():
+        return _read_json(path).get("primary")
+    return found[0] if len(found) == 1 else None
+
+
+def _find_datalist(root: Path) -> str | None:
+    if (root / "split.json").is_file():
+        return "split.json"
+    if (root / "dataset.json").is_file() and "training" in _read_json(root / "dataset.json"):
+        return "dataset.json"
+    return None
+
+
+def _is_domain(root: Path) -> bool:
+    if not root.is_dir() or root.name.startswith("."):
+        return False
+    pairs = (root, root / "training")
+    return _find_datalist(root) is not None or any((p / "images").is_dir() and (p / "labels").is_dir() for p in pairs)
+
+
+def _entries(root: Path, datalist: str | None, split: str) -> list[dict]:
+    """Entries of one split with absolute or root-joined paths, from the datalist or the folders."""
+    datalist = datalist or _find_datalist(root)
+    if datalist is not None:
+        return _datalist_entries(root, root / datalist, split)
+    if any((root / part / "images").is_dir() for part in SPLITS):
+        return _folder_entries(root / split)
+    entries = sorted(
+        _folder_entries(root), key=lambda entry: hashlib.sha256(_stem(Path(entry["image"])).encode()).hexdigest()
+    )
+    count = len(entries)
+    validation = max(round(0.15 * count), 1) if count > 1 else 0
+    testing = round(0.15 * count)
+    parts = {"validation": entries[:validation], "testing": entries[validation : validation + testing]}
+    parts["training"] = entries[validation + testing :]
+    return sorted(parts[split], key=lambda entry: entry["image"])
+
+
+def _datalist_entries(root: Path, path: Path, split: str) -> list[dict]:
+    content = _read_json(path)
+    if not any(key in content for key in (*SPLITS, "test")):
+        raise DataError(path, "no part of the data is listed", f"Give one or more of {', '.join(SPLITS)}.")
+    listed = content.get(split, content.get(DECATHLON_KEYS[split], []))
+    if not isinstance(listed, list):
+        raise DataError(path, f"'{split}' is not a list", 'Write [{"image": ..., "label": ...}, ...].')
+    entries = []
+    for entry in listed:
+        if not (
+            isinstance(entry, dict) and isinstance(entry.get("image"), str) and isinstance(entry.get("label"), str)
+        ):
+            raise DataError(path, f"entry {entry!r} of '{split}' lacks an image or a label", "Give a path to both.")
+        parts = [part for part in (*SPLITS, "test") if entry in content.get(part, ())]
+        if len(parts) > 1:
+            raise DataError(path, f"{entry['image']} is in {' and '.join(parts)}", "List every image in one part only.")
+        entries.append({**entry, "image": str(root / entry["image"]), "label": str(root / entry["label"])})
+    return entries
+
+
+def _folder_entries(folder: Path) -> list[dict]:
+    images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
+    for have, lack, what in ((images, labels, "label"), (labels, images, "image")):
+        alone = sorted(str(path) for stem, path in have.items() if stem not in lack)
+        if alone:
+            mend = f"Put a {what} of the same name into {folder / (what + 's')}, or take the file out."
+            raise DataError(alone[0], f"no {what} belongs to it{_more(alone)}", mend)
+    return [{"image": str(images[stem]), "label": str(labels[stem])} for stem in sorted(images)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or file_suffix(path) not in IMAGE_SUFFIXES:
+            continue
+        if _stem(path) in files:
+            raise DataError(path, f"{files[_stem(path)].name} has the same name", "Keep one of the two.")
+        files[_stem(path)] = path
+    return files
+
+
+def _check_files(entries: Iterable[dict], root: Path) -> None:
+    missing = [entry[key] for entry in entries for key in ("image", "label") if not os.path.isfile(entry[key])]
+    if missing:
+        raise DataError(missing[0], f"the file is listed but missing{_more(missing)}", f"Copy it to {root}.")
+
+
+def _more(paths: Sequence[str]) -> str:
+    if len(paths) == 1:
+        return ""
+    shown = ", ".join(Path(path).name for path in paths[1:4])
+    return f" (likewise {shown}{' and others' if len(paths) > 4 else ''})"

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
+from scripts.errors import DataError
+
+__all__ = ["list_images"]
+
+
+def list_images(
+    folder: str | os.PathLike, mpp: float | None = None, exclude: str | os.PathLike | None = None
+) -> list[dict]:
+    """
+    Items for every image file in a folder and its sub-folders, by name.
+
+    Args:
+        folder: where to look; hidden files and folders are passed over.
+        mpp: micrometres per pixel of all these images, if known.
+        exclude: a folder whose files are passed over, such as that of the results.
+
+    Returns:
+        ``[{"image": path, "mpp": float}, ...]``, mpp nan if unknown.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(root, "there is no such folder", "Set dataset_dir to a folder of images")
+    excluded = None if exclude is None else Path(exclude).resolve()
+    files = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and file_suffix(path) in IMAGE_SUFFIXES
+        and excluded not in path.resolve().parents
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+    if not files:
+        raise DataError(root, "no image found", f"Put files with one of {', '.join(IMAGE_SUFFIXES)} there")
+    return [{"image": str(path), "mpp": math.nan if mpp is None else float(mpp)} for path in files]

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from scipy import ndimage
+
+__all__ = ["SplitTargetsd", "ToTargetMppd", "normalised_distance"]
+
+
+class ToTargetMppd(Transform):
+    """
+    Resample an item to a common pixel size.
+
+    The image is resampled bilinearly, with anti-aliasing when it shrinks; the label takes the nearest pixel, so ids
+    survive. ``item["mpp"]`` becomes the target. Nothing happens when the target is None, the item's mpp is missing or
+    nan, or the size would not change.
+
+    Args:
+        target_mpp: wanted micrometres per pixel, or None to keep every item as it is.
+        keys: key of the image (C, H, W), float, then optionally of the label (1, H, W), integer. A key that an item
+            lacks is passed over.
+    """
+
+    def __init__(self, target_mpp: float | None, keys: Sequence[str] = ("image", "label")) -> None:
+        if target_mpp is not None and not target_mpp > 0:
+            raise ValueError(f"target_mpp must be positive micrometres per pixel or None, got {target_mpp}.")
+        self.target_mpp = target_mpp
+        self.image_key, *self.label_keys = keys
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        mpp = item.get("mpp")
+        if self.target_mpp is None or mpp is None or not float(mpp) > 0:
+            return item
+        height, width = item[self.image_key].shape[1:]
+        size = tuple(max(round(side * float(mpp) / self.target_mpp), 1) for side in (height, width))
+        item["mpp"] = float(self.target_mpp)
+        if size == (height, width):
+            return item
+        image = item[self.image_key]
+        item[self.image_key] = torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        for key in self.label_keys:
+            if key in item:
+                rows, columns = (
+                    ((torch.arange(new) + 0.5) * (old / new)).long()
+                    for new, old in zip(size, (height, width), strict=True)
+                )
+                item[key] = item[key][:, rows][:, :, columns]
+        return item
+
+
+class SplitTargetsd(MapTransform):
+    """
+    Make the training target (channels, H, W) float32 from an instance map (1, H, W).
+
+    Channel 0 is the foreground in {0, 1}: every labelled pixel. Channel 1 is :func:`normalised_distance`.
+
+    Args:
+        keys: key of the instance map.
+        target_key: key of the result; the instance map is kept.
+        channels: 2, or 1 for the foreground alone.
+    """
+
+    def __init__(self, keys: Sequence[str] | str = "label", target_key: str = "target", channels: int = 2) -> None:
+        super().__init__(keys)
+        if channels not in (1, 2):
+            raise ValueError(f"channels must be 1 (foreground) or 2 (foreground, distance), got {channels}.")
+        self.target_key = target_key
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        label = np.asarray(item[self.keys[0]])[0]
+        target = [(label > 0).astype(np.float32)]
+        if self.channels == 2:
+            target.append(normalised_distance(label))
+        item[self.target_key] = MetaTensor(np.stack(target), meta=getattr(item[self.keys[0]], "meta", None))
+        return item
+
+
+def normalised_distance(label: np.ndarray) -> np.ndarray:
+    """
+    Per-nucleus distance map, as in the distance regression of Naylor et al. (2019), doi:10.1109/TMI.2018.2865709.
+
+    For a pixel of a nucleus: the Euclidean distance to the nearest pixel that is not of this nucleus, be it
+    background or a touching neighbour, divided by the greatest such distance in the nucleus. The image border is
+    no border of a nucleus.
+
+    Args:
+        label: (H, W) integer instance map, 0 is background.
+
+    Returns:
+        (H, W) float32 in [0, 1]: 1 at the centre of every nucleus, towards 0 at its border, 0 in the background.
+    """
+    result = np.zeros(label.shape, np.float32)
+    for index, box in enumerate(ndimage.find_objects(label), start=1):
+        if box is None:
+            continue
+        # one pixel of margin shows the surroundings, except at the image border
+        window = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        nucleus = label[window] == index
+        if nucleus.all():  # nothing but this nucleus in the whole image: there is no border to measure from
+            return nucleus.astype(np.float32)
+        distance = ndimage.distance_transform_edt(nucleus)
+        result[window] += (distance / distance.max()).astype(np.float32)
+    return result

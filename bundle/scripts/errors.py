@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+
+__all__ = ["DataError"]
+
+
+class DataError(ValueError):
+    """
+    A file or setting that cannot be used, told in one sentence a user can act on.
+
+    Args:
+        path: the file, folder or config key at fault.
+        problem: what is wrong with it.
+        mend: what the user can do about it.
+    """
+
+    def __init__(self, path: str | os.PathLike, problem: str, mend: str) -> None:
+        self.path, self.problem, self.mend = str(path), problem, mend
+        super().__init__(f"{self.path}: {problem}. {mend}")
+
+    def __reduce__(self):
+        # exceptions cross process borders in data-loader workers; the default would call __init__ with one argument
+        return DataError, (self.path, self.problem, self.mend)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from PIL import Image
+
+from scripts.evaluation.metrics import image_metrics, known_mpp
+from scripts.evaluation.overlays import overlay
+from scripts.files import atomic_path
+
+__all__ = ["EvaluationReport", "summarise"]
+
+IDENTITY = ("file", "domain", "mpp")
+TALLIES = ("undefined", "n_true", "n_pred")
+# what a column means is told by how its name ends
+UNITS = {
+    "_px": "pixels of the evaluated image",
+    "_um": "micrometres",
+    "n_true, n_pred": "nuclei, summed over images",
+    "undefined": "images where exactly one mask is empty; their distances are the image diagonal",
+    "all others": "fraction from 0 to 1",
+    "std": "sample standard deviation over images",
+}
+TABLE = ("dice", "iou", "aji", "pq", "f1_50", "hd95_px", "hd95_um")
+
+
+class EvaluationReport:
+    """
+    MONAI/ignite handler that measures every image of an evaluator and writes what was found.
+
+    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255], ``label`` (1, H, W) instance
+    map, ``mask`` and ``instances`` (1, H, W), ``domain_name`` (str), ``mpp`` (float; None or NaN if unknown), and the
+    file name from the image's meta data. At the end of the run it writes into ``output_dir``
+
+    - ``metrics.csv``: one row per image;
+    - ``metrics.json``: ``units``, ``domains`` and ``overall`` as given by :func:`summarise`, and ``provenance``;
+    - ``overlays/<domain>_<worst|median|best>_<stem>.png``: three images of each domain, chosen by Dice;
+
+    prints a table, and leaves ``<domain>_<metric>`` means in ``engine.state.metrics``. List it before the MLflow
+    handler, which logs what it finds there. For one process: it does not gather from others.
+
+    Args:
+        output_dir: folder of the files; made if missing.
+        provenance: plain values stored in ``metrics.json``, such as the weights' sha256.
+        tolerance_px: of the surface Dice, in pixels.
+    """
+
+    def __init__(
+        self, output_dir: str | os.PathLike, provenance: dict[str, Any] | None = None, tolerance_px: float = 2.0
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.provenance = provenance or {}
+        self.tolerance_px = tolerance_px
+        self.rows: list[dict[str, Any]] = []
+        self._kept: tempfile.TemporaryDirectory | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a MONAI evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+        # not COMPLETED: the MLflow handler reads engine.state.metrics when the epoch completes
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self.rows = []
+        self._kept = tempfile.TemporaryDirectory(prefix="overlays_")
+
+    def _measure(self, engine: Engine) -> None:
+        for batch_item, output_item in zip(engine.state.batch, engine.state.output):
+            item = {**batch_item, **output_item}
+            mpp = known_mpp(item.get("mpp"))
+            scores = image_metrics(
+                item["mask"], item["label"] > 0, item["instances"], item["label"], mpp, self.tolerance_px
+            )
+            # which images are worst, median and best is known only at the end: keep them all, but on disk
+            np.savez_compressed(
+                self._kept_file(len(self.rows)),
+                image=np.asarray(item["image"].cpu()).clip(0, 255).astype(np.uint8),
+                pred=np.asarray(item["instances"].cpu()),
+                true=np.asarray(item["label"].cpu()),
+            )
+            name = str(item["image"].meta["filename_or_obj"])
+            self.rows.append({"file": name, "domain": item["domain_name"], "mpp": mpp, **scores})
+
+    def _finish(self, engine: Engine) -> None:
+        names = list(dict.fromkeys(row["domain"] for row in self.rows))
+        summaries = {name: summarise([row for row in self.rows if row["domain"] == name]) for name in names}
+        overall = summarise(self.rows)
+        self._write_csv()
+        with atomic_path(self.output_dir / "metrics.json") as path:
+            content = {"units": UNITS, "domains": summaries, "overall": overall, "provenance": self.provenance}
+            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        self._write_overlays(names)
+        for name, summary in summaries.items():
+            engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})
+        print(_table({**summaries, "overall": overall}))
+
+    def _write_csv(self) -> None:
+        # images of unknown mpp have no micrometres: the columns are those that any image has
+        columns = list(dict.fromkeys([*IDENTITY, *(key for row in self.rows for key in row)]))
+        with atomic_path(self.output_dir / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _write_overlays(self, domains: list[str]) -> None:
+        folder = self.output_dir / "overlays"
+        for rank in ("worst", "median", "best"):
+            for stale in folder.glob(f"*_{rank}_*.png"):
+                stale.unlink()
+        for domain in domains:
+            indices = [index for index, row in enumerate(self.rows) if row["domain"] == domain]
+            indices.sort(key=lambda index: self.rows[index]["dice"])
+            chosen = {"worst": indices[0], "median": indices[len(indices) // 2], "best": indices[-1]}
+            for rank, index in chosen.items():
+                row = self.rows[index]
+                file = Path(row["file"])
+                title = f"{file.name}   Dice {row['dice']:.3f}   AJI {row['aji']:.3f}   prediction yellow, truth cyan"
+                with np.load(self._kept_file(index)) as kept:
+                    drawn = overlay(kept["image"], kept["pred"], kept["true"], title)
+                with atomic_path(folder / f"{domain}_{rank}_{file.stem}.png") as path:
+                    Image.fromarray(drawn).save(path)
+        self._kept.cleanup()
+
+    def _kept_file(self, index: int) -> Path:
+        return Path(self._kept.name) / f"{index}.npz"
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Rows of :func:`scripts.evaluation.metrics.image_metrics` to one summary.
+
+    Returns:
+        ``{"images": count, "undefined": count, "n_true": count, "n_pred": count, metric: {"mean", "std", "n"}, ...}``.
+        ``n`` is smaller than ``images`` for micrometres when some images have no mpp; a metric that no image has is
+        absent, so there is never a NaN. ``std`` is 0 for a single image.
+    """
+    summary: dict[str, Any] = {"images": len(rows)}
+    for key in dict.fromkeys(key for row in rows for key in row if key not in IDENTITY):
+        values = [row[key] for row in rows if key in row]
+        if key in TALLIES:
+            summary[key] = sum(values)
+        else:
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            summary[key] = {"mean": float(np.mean(values)), "std": std, "n": len(values)}
+    return summary
+
+
+def _headline(value: dict[str, float] | int) -> float:
+    return value["mean"] if isinstance(value, dict) else value
+
+
+def _table(summaries: dict[str, dict[str, Any]]) -> str:
+    """Aligned text: a line per domain, and columns that at least one domain has."""
+    metrics = [key for key in TABLE if any(key in summary for summary in summaries.values())]
+    lines = [["domain", "images", *metrics, "undefined"]]
+    for name, summary in summaries.items():
+        means = [f"{summary[key]['mean']:.3f}" if key in summary else "-" for key in metrics]
+        lines.append([name, str(summary["images"]), *means, str(summary.get("undefined", 0))])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        for line in lines
+    )

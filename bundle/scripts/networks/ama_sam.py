@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["AMASAM"]
+
+
+class AMASAM(nn.Module):
+    """
+    AMA-SAM's segmentation network: a frozen SAM image encoder and a trained High-Resolution Decoder.
+
+    It knows nothing of domains, so it exports, serves and tiles like any segmentation network. The adversary that
+    aligns domains in training is in ``domain_adversary``. After AMA-SAM, https://arxiv.org/abs/2503.21695.
+
+    Args:
+        image_encoder: frozen encoder, image -> list of features (see ``sam_encoders.FrozenEncoder``).
+        decoder: features and image -> logits and aligned features (see ``hr_decoder.HRDecoder``).
+    """
+
+    def __init__(self, image_encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.decoder = decoder
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            image: (B, 3, H, W) RGB in [0, 255]; H and W multiples of ``image_encoder.size_multiple``.
+
+        Returns:
+            logits (B, C, H, W): channel 0 foreground; channel 1, if any, distance to the nucleus' border.
+        """
+        return self.forward_aligned(image)[0]
+
+    @torch.jit.export
+    def forward_aligned(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``forward``, and the features that domain alignment acts on, (B, C', H / s, W / s)."""
+        logits, aligned = self.decoder(self.image_encoder(image), image)
+        return logits, aligned

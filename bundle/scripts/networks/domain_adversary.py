@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = [
+    "CGRL",
+    "MODES",
+    "AdversarialModel",
+    "DomainAdversary",
+    "DomainDiscriminator",
+    "domain_coefficients",
+    "reverse_gradient",
+]
+
+# mode -> CGRL coefficient of the primary and of each auxiliary domain; "single" trains on the primary alone
+MODES: dict[str, tuple[float, float] | None] = {
+    "ama": (0.0, 1.0),
+    "grl": (1.0, 1.0),
+    "signed": (-1.0, 1.0),
+    "joint": (0.0, 0.0),
+    "single": None,
+}
+
+
+def domain_coefficients(mode: str, num_domains: int) -> list[float]:
+    """CGRL coefficients by domain (primary first) of a named mode, see ``MODES``; ValueError where they cannot act."""
+    if mode not in MODES:
+        raise ValueError(f"mode '{mode}' is unknown; use one of {', '.join(MODES)}")
+    pair = MODES[mode]
+    if pair is None:
+        return [0.0] * num_domains
+    if num_domains < 2:
+        raise ValueError(
+            f"mode '{mode}' aligns auxiliary domains, but there is only the primary one. "
+            "Name some with --auxiliary, or train with --mode single"
+        )
+    return [pair[0]] + [pair[1]] * (num_domains - 1)
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(scale)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (scale,) = ctx.saved_tensors
+        return -grad * scale.view(-1, *[1] * (grad.dim() - 1)).to(grad.dtype), None
+
+
+def reverse_gradient(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """
+    Identity forward; backward, sample i of the batch gets ``-scale[i]`` times its gradient.
+
+    Args:
+        x: (B, ...) features.
+        scale: (B,) factors; 0 stops the gradient of a sample at exactly zero, negative ones let it pass unreversed.
+
+    The reversal is that of Ganin et al., https://arxiv.org/abs/1505.07818; the factor per sample is what CGRL adds.
+    """
+    return _ReverseGradient.apply(x, scale)
+
+
+class CGRL(nn.Module):
+    """
+    Conditional Gradient Reversal Layer: ``grad_in = -strength * coefficients[domain] * grad_out``.
+
+    Args:
+        coefficients: one per domain, primary first. 0 for the primary and 1 for auxiliaries is AMA-SAM's selective
+            alignment: auxiliary features are pushed to lose their domain, the primary's are left to its task.
+
+    ``strength`` is lambda: 0 when built, set by the training schedule.
+    """
+
+    def __init__(self, coefficients: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("coefficients", torch.tensor(list(coefficients), dtype=torch.float32))
+        self.strength = 0.0
+
+    def forward(self, x: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
+        """(B, ...) features and (B,) domain indices -> the same features."""
+        return reverse_gradient(x, self.strength * self.coefficients[domain])
+
+
+class DomainDiscriminator(nn.Module):
+    """
+    Tells from which domain features come, separately for nuclei and for background.
+
+    Features are embedded point by point and averaged over each region, so neither how many nuclei an image holds nor
+    how large they are is what the discriminator can read. It has no BatchNorm: samples are judged alone.
+
+    Args:
+        in_channels: channels of the features.
+        num_domains: K, the number of domains.
+        hidden: width of the embedding.
+        by_region: average over nuclei and background apart; False averages over the whole image.
+    """
+
+    def __init__(self, in_channels: int, num_domains: int, hidden: int = 64, by_region: bool = True) -> None:
+        super().__init__()
+        self.by_region = by_region
+        self.embed = nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(hidden, hidden, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+        regions = 2 if by_region else 1
+        self.classify = nn.ModuleList(
+            nn.Sequential(nn.Linear(hidden, hidden), nn.LeakyReLU(0.2, inplace=True), nn.Linear(hidden, num_domains))
+            for _ in range(regions)
+        )
+
+    def forward(self, x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            x: (B, C, h, w) features.
+            foreground: (B, 1, H, W) nuclei mask in {0, 1}, at any resolution.
+
+        Returns:
+            logits (B, R, K) for R regions, and their weights (B, R): 0 where a region does not occur in the sample.
+        """
+        embedded = self.embed(x)
+        if not self.by_region:
+            return self.classify[0](embedded.mean(dim=(2, 3))).unsqueeze(1), x.new_ones(len(x), 1)
+        nuclei = F.adaptive_avg_pool2d(foreground.to(embedded.dtype), list(x.shape[2:]))
+        logits, weights = [], []
+        for share, classify in zip((nuclei, 1 - nuclei), self.classify):
+            area = share.sum(dim=(2, 3))
+            logits.append(classify((embedded * share).sum(dim=(2, 3)) / area.clamp(min=1e-6)))
+            weights.append((area > 0).to(embedded.dtype))
+        return torch.stack(logits, dim=1), torch.cat(weights, dim=1)
+
+
+class DomainAdversary(nn.Module):
+    """
+    A domain discriminator that sees features through CGRL, and its loss.
+
+    Minimising the loss trains the discriminator on all domains, and, through the reversed gradient, makes the features
+    of each domain with a positive coefficient harder to tell apart.
+
+    Args:
+        in_channels: channels of the aligned features.
+        coefficients: CGRL coefficient of each domain, primary first.
+        hidden, by_region: see ``DomainDiscriminator``.
+    """
+
+    def __init__(
+        self, in_channels: int, coefficients: Sequence[float], hidden: int = 64, by_region: bool = True
+    ) -> None:
+        super().__init__()
+        self.cgrl = CGRL(coefficients)
+        self.discriminator = DomainDiscriminator(in_channels, len(coefficients), hidden, by_region)
+
+    def forward(
+        self, aligned: torch.Tensor, domain: torch.Tensor, foreground: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            aligned: (B, C, h, w) features.
+            domain: (B,) domain indices.
+            foreground: (B, 1, H, W) nuclei mask in {0, 1}.
+
+        Returns:
+            the domain cross-entropy, a scalar, and for each sample the domain judged most probable, (B,).
+        """
+        logits, weights = self.discriminator(self.cgrl(aligned, domain), foreground)
+        losses = F.cross_entropy(logits.flatten(0, 1), domain.repeat_interleave(logits.shape[1]), reduction="none")
+        loss = (losses * weights.flatten()).sum() / weights.sum().clamp(min=1)
+        judged = (logits.detach().softmax(-1) * weights.unsqueeze(-1)).sum(1).argmax(-1)
+        return loss, judged
+
+
+class AdversarialModel(nn.Module):
+    """
+    What is trained: the segmentation network together with its domain adversary (one module, so DDP sees one forward).
+
+    Args:
+        network: an ``AMASAM``.
+        adversary: None trains without any, as mode "single" does.
+    """
+
+    def __init__(self, network: nn.Module, adversary: DomainAdversary | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.adversary = adversary
+
+    def forward(
+        self, image: torch.Tensor, domain: torch.Tensor, foreground: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Logits (B, C, H, W), aligned features, domain loss and judged domains (both None without adversary)."""
+        logits, aligned = self.network.forward_aligned(image)
+        if self.adversary is None:
+            return logits, aligned, None, None
+        loss, judged = self.adversary(aligned, domain, foreground)
+        return logits, aligned, loss, judged

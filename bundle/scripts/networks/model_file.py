@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.errors import DataError
+from scripts.files import atomic_path
+
+__all__ = ["load_model", "read_model_file", "save_model"]
+
+_FROZEN = "image_encoder."
+
+
+def save_model(path: str | os.PathLike, network: nn.Module, provenance: Mapping[str, Any]) -> None:
+    """
+    Write a whole model: frozen encoder (half precision, which it is exact in) and trained decoder (as trained).
+
+    The file holds ``model`` (a state dict, as MONAI's tools expect), ``backbone`` (the encoder's type) and
+    ``provenance``; tensors and plain values only, so it loads with ``weights_only=True``.
+
+    Args:
+        path: file to write, replaced at once and whole.
+        network: an ``AMASAM``.
+        provenance: plain values: how these weights came to be.
+    """
+    state = {
+        name: tensor.detach().cpu().half() if name.startswith(_FROZEN) and tensor.is_floating_point() else tensor.cpu()
+        for name, tensor in network.state_dict().items()
+    }
+    content = {"model": state, "backbone": network.image_encoder.backbone_type, "provenance": dict(provenance)}
+    with atomic_path(path) as partial:
+        torch.save(content, partial)
+
+
+def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of a file written by ``save_model``; DataError when it is missing, truncated or something else."""
+    path = Path(path)
+    mend = "Name a model.pt that training wrote with --ckpt_path"
+    if not path.is_file():
+        raise DataError(path, "there is no such model file", f"{mend}, or train one first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise DataError(path, f"it cannot be read as a model ({e})", mend) from e
+    if not isinstance(content, dict) or not {"model", "backbone"} <= content.keys():
+        raise DataError(path, "it is not an AMA-SAM model file", mend)
+    return content
+
+
+def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """
+    Fill a network with the weights of a model file, strictly.
+
+    Args:
+        network: an ``AMASAM`` built with the same backbone and decoder as the file's.
+        path: file written by ``save_model``.
+
+    Returns:
+        the same network, in eval mode.
+    """
+    content = read_model_file(path)
+    expected = network.image_encoder.backbone_type
+    if content["backbone"] != expected:
+        raise DataError(
+            path, f"it holds a {content['backbone']} model, not {expected}", f"Add --backbone {content['backbone']}"
+        )
+    try:
+        network.load_state_dict(content["model"], strict=True)
+    except RuntimeError as e:
+        settings = content.get("provenance", {}).get("network", {})
+        told = ", ".join(f"--{k} {v}" for k, v in settings.items()) or "the training's own settings"
+        raise DataError(path, f"its decoder has other sizes than the config's ({e})", f"Add {told}") from e
+    return network.eval()

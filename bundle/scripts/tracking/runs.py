@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
+
+__all__ = ["TrackedRun", "name_run"]
+
+
+def name_run(output_dir: str | os.PathLike, base: str, resume: bool = False) -> str:
+    """
+    A run's name, which is also its folder in ``output_dir``: ``base``, or ``base_2``, ``base_3`` ... for later runs.
+
+    Args:
+        output_dir: folder of all runs and of their MLflow store.
+        base: what the run is, e.g. "tnbc_ama_seed0".
+        resume: take the latest run of that base instead of a new one.
+    """
+
+    def numbered(n: int) -> str:
+        return base if n == 1 else f"{base}_{n}"
+
+    n = 1
+    while (Path(output_dir) / numbered(n)).exists():
+        n += 1
+    return numbered(max(1, n - 1) if resume else n)
+
+
+class TrackedRun(MLFlowHandler):
+    """
+    MONAI's MLflow handler for one whole run: parameters at the start, epoch metrics, artefacts at the end.
+
+    Differs from its parent in three things: a run that is not resumed never goes on in an unfinished one of the same
+    name, a run that fails is marked as failed, and tags make runs selectable in MLflow's table.
+
+    Args:
+        tracking_uri: store, e.g. ``sqlite:///out/mlruns.db`` or an MLflow server.
+        experiment_name, run_name: where the run is filed.
+        params: settings that tell runs apart.
+        tags: short facts to filter by.
+        artifacts: files to keep with the run; those that were not written are left out.
+        resume: go on in the latest unfinished run of that name.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment_name: str,
+        run_name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, Any] | None = None,
+        artifacts: Sequence[str | os.PathLike] = (),
+        resume: bool = False,
+    ) -> None:
+        # the store's folder must exist before SQLite opens its file in it
+        if tracking_uri.startswith("sqlite:///"):
+            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            tracking_uri=tracking_uri,
+            iteration_log=False,
+            experiment_name=experiment_name,
+            run_name=run_name,
+            experiment_param={k: v for k, v in params.items()},
+            artifacts=[str(a) for a in artifacts],
+            close_on_complete=True,
+        )
+        self.tags, self.resume = dict(tags or {}), resume
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
+
+    def start(self, engine: Engine) -> None:
+        if not self.resume:
+            self._set_experiment()
+            self.cur_run = self.client.create_run(self.experiment.experiment_id, run_name=self.run_name)
+        super().start(engine)
+        for key, value in self.tags.items():
+            self.client.set_tag(self.cur_run.info.run_id, key, str(value))
+
+    def complete(self) -> None:
+        self.artifacts = tuple(a for a in self.artifacts if os.path.exists(a))
+        super().complete()
+
+    def _failed(self, engine: Engine, error: BaseException) -> None:
+        if self.cur_run is not None:
+            self.client.set_terminated(self.cur_run.info.run_id, status="FAILED")
+        raise error

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.errors import DataError
+from scripts.files import atomic_path
+from scripts.networks.model_file import save_model
+
+__all__ = ["BestModel", "TrainingCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class BestModel:
+    """
+    Writes the whole model whenever validation improves, and stops training when it no longer does.
+
+    Args:
+        network: the segmentation network.
+        path: file to write; see ``scripts.networks.model_file``.
+        provenance: plain values told with the weights.
+        metric: key of ``engine.state.metrics``, higher is better. Without any validation the last epoch is kept.
+        patience: stop after this many validations without a new best; 0 never stops.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        path: str | os.PathLike,
+        provenance: Mapping[str, Any],
+        metric: str = "val_dice",
+        patience: int = 0,
+    ) -> None:
+        self.network, self.path, self.provenance = network, Path(path), dict(provenance)
+        self.metric, self.patience = metric, patience
+        self.best: float | None = None
+        self.best_epoch = self.stale = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "best_epoch": self.best_epoch, "stale": self.stale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.best_epoch, self.stale = state["best"], state["best_epoch"], state["stale"]
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        score = engine.state.metrics.get(self.metric)
+        if score is None:
+            return
+        if self.best is None or score > self.best:
+            self.best, self.best_epoch, self.stale = float(score), engine.state.epoch, 0
+            self._save(engine)
+            return
+        self.stale += 1
+        if self.patience and self.stale >= self.patience:
+            logger.info("no better %s for %d validations: training ends", self.metric, self.stale)
+            engine.terminate()
+
+    def _completed(self, engine: Engine) -> None:
+        if self.best is None:
+            self.best_epoch = engine.state.epoch
+            self._save(engine)
+            logger.info("no validation took place: %s holds the last epoch, %d", self.path, self.best_epoch)
+        else:
+            logger.info("%s: best %s %.4f, epoch %d", self.path, self.metric, self.best, self.best_epoch)
+
+    def _save(self, engine: Engine) -> None:
+        score = {} if self.best is None else {self.metric: self.best}
+        save_model(self.path, self.network, {**self.provenance, "epoch": engine.state.epoch, **score})
+
+
+class TrainingCheckpoint:
+    """
+    Everything an interrupted training needs to go on as if it had not been: saved after each epoch, and loaded first.
+
+    It holds the trained parts only; the frozen encoder is told by its type and fingerprint. Random numbers need no
+    place in it, because each epoch is seeded by its number (see ``EpochSeeder``).
+
+    Args:
+        path: the file.
+        parts: objects with ``state_dict``/``load_state_dict``, by name.
+        identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
+        resume: load ``path`` before the first epoch; DataError when it is missing, unreadable or of another set-up.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, parts: Mapping[str, Any], identity: Mapping[str, Any], resume: bool = False
+    ) -> None:
+        self.path, self.parts, self.identity, self.resume = Path(path), dict(parts), dict(identity), resume
+
+    def attach(self, engine: Engine) -> None:
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        content = {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "identity": self.identity,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+        with atomic_path(self.path) as path:
+            torch.save(content, path)
+
+    def load(self, engine: Engine) -> None:
+        mend = "Give the output_dir of the run to go on with, or drop --resume to start anew"
+        if not self.path.is_file():
+            raise DataError(self.path, "there is no checkpoint to resume from", mend)
+        try:
+            content = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        except Exception as e:
+            raise DataError(self.path, f"the checkpoint cannot be read ({e})", mend) from e
+        for key, value in self.identity.items():
+            if content["identity"].get(key) != value:
+                raise DataError(
+                    self.path, f"it was made with {key} {content['identity'].get(key)!r}, not {value!r}", mend
+                )
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        if content["epoch"] >= engine.state.max_epochs:
+            raise DataError(
+                self.path,
+                f"training has reached epoch {content['epoch']} of {engine.state.max_epochs}",
+                "Raise --max_epochs to train on",
+            )
+        engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
+        logger.info("resumed from %s after epoch %d", self.path, content["epoch"])

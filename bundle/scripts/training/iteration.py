@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.utils.enums import CommonKeys as Keys
+
+from scripts.networks.domain_adversary import AdversarialModel
+from scripts.training.self_test import gradient_self_test
+
+__all__ = ["AdversarialIteration", "adversarial_ramp", "unwrap"]
+
+
+def adversarial_ramp(progress: float, maximum: float, steepness: float = 10.0) -> float:
+    """
+    Strength of the gradient reversal at ``progress`` in [0, 1]: ``maximum * (2 / (1 + exp(-steepness p)) - 1)``.
+
+    From 0, so that features are not disturbed by a discriminator that has learned nothing yet (Ganin et al. 2016).
+    """
+    return maximum * (2.0 / (1.0 + math.exp(-steepness * progress)) - 1.0)
+
+
+def unwrap(model: torch.nn.Module) -> AdversarialModel:
+    """The model inside a DistributedDataParallel wrapper, or the model itself."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+class AdversarialIteration:
+    """
+    One training step for MONAI's ``SupervisedTrainer(iteration_update=...)``.
+
+    Loss: the mean segmentation loss over samples (auxiliary ones weighted) plus the domain cross-entropy behind CGRL.
+    The first step of a run is preceded by the gradient self-test.
+
+    Args:
+        lambda_max: strength of the gradient reversal at the end of its ramp.
+        auxiliary_weight: weight of auxiliary samples in the segmentation loss, the primary's being 1.
+        clip_norm: the gradient's norm is clipped to this; 0 does not clip.
+
+    Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,). After a step
+    ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for the statistics handler
+    domain, dice, segmentation_loss, domain_loss, judged, lambda and, in the first step of an epoch, gradient norms.
+    """
+
+    def __init__(self, lambda_max: float = 0.1, auxiliary_weight: float = 1.0, clip_norm: float = 1.0) -> None:
+        if lambda_max < 0 or auxiliary_weight < 0:
+            raise ValueError(f"lambda_max and auxiliary_weight must not be negative: {lambda_max}, {auxiliary_weight}")
+        self.lambda_max, self.auxiliary_weight, self.clip_norm = lambda_max, auxiliary_weight, clip_norm
+        self._tested = False
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
+        device, state = engine.state.device, engine.state
+        image, target, domain = (
+            torch.as_tensor(batch[key]).to(device, non_blocking=engine.non_blocking)
+            for key in (Keys.IMAGE, "target", "domain")
+        )
+        # plain tensors: MetaTensor bookkeeping in every operation of the network only costs time
+        image, target = _plain(image), _plain(target)
+        model = unwrap(engine.network)
+        engine.network.train()
+        strength = 0.0
+        if model.adversary is not None:
+            if not self._tested:
+                gradient_self_test(model, image, domain, target[:, :1])
+                self._tested = True
+            progress = (state.iteration - 1) / max(1, state.max_epochs * state.epoch_length - 1)
+            strength = model.adversary.cgrl.strength = adversarial_ramp(progress, self.lambda_max)
+
+        engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
+        with torch.autocast(device.type, enabled=engine.amp, **engine.amp_kwargs):
+            logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1])
+            losses = engine.loss_function(logits, target)
+        weights = torch.where(domain == 0, 1.0, self.auxiliary_weight)
+        segmentation_loss = (losses * weights).sum() / weights.sum().clamp(min=1e-6)
+        loss = segmentation_loss if domain_loss is None else segmentation_loss + domain_loss
+        if not torch.isfinite(loss):
+            files = sorted({str(f) for f in getattr(batch[Keys.IMAGE], "meta", {}).get("filename_or_obj", [])})
+            raise FloatingPointError(
+                f"the loss became {loss.item()} in iteration {state.iteration} (images: {', '.join(files) or '?'}). "
+                "Lower --learning_rate or --lambda_max, or look at these images and labels"
+            )
+
+        gradients = {}
+        if domain_loss is not None and (state.iteration - 1) % state.epoch_length == 0:
+            gradients = _gradient_relation(segmentation_loss, domain_loss, aligned)
+        scaler = engine.scaler if engine.amp else None
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if scaler is not None:
+            scaler.unscale_(engine.optimizer)
+        if self.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.clip_norm)
+        if scaler is None:
+            engine.optimizer.step()
+        else:
+            scaler.step(engine.optimizer)
+            scaler.update()
+
+        return {
+            Keys.IMAGE: image,
+            Keys.LABEL: target,
+            Keys.PRED: logits.detach(),
+            Keys.LOSS: loss.detach(),
+            "domain": domain,
+            "dice": _hard_dice(logits.detach()[:, 0], target[:, 0]),
+            "segmentation_loss": segmentation_loss.detach(),
+            "domain_loss": None if domain_loss is None else domain_loss.detach(),
+            "judged": judged,
+            "lambda": strength,
+            "gradients": gradients,
+        }
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    return x.as_tensor() if hasattr(x, "as_tensor") else x
+
+
+def _hard_dice(logits: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+    """(B,) Dice of thresholded logits; 1 where both are empty."""
+    mask = (logits > 0).flatten(1).float()
+    truth = foreground.flatten(1)
+    total = mask.sum(1) + truth.sum(1)
+    return torch.where(total > 0, 2 * (mask * truth).sum(1) / total.clamp(min=1), torch.ones_like(total))
+
+
+def _gradient_relation(
+    segmentation_loss: torch.Tensor, domain_loss: torch.Tensor, aligned: torch.Tensor
+) -> dict[str, float]:
+    """Norms of the task's and the adversary's gradient at the aligned features, and the cosine between them."""
+    task, adversarial = (
+        torch.autograd.grad(loss, aligned, retain_graph=True)[0].flatten().float()
+        for loss in (segmentation_loss, domain_loss)
+    )
+    norms = task.norm(), adversarial.norm()
+    cosine = (task @ adversarial) / (norms[0] * norms[1]).clamp(min=1e-20)
+    return {"task": norms[0].item(), "adversarial": norms[1].item(), "cosine": cosine.item()}

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ignite.engine import Engine, Events
+
+__all__ = ["EpochStatistics"]
+
+
+class EpochStatistics:
+    """
+    Turns an epoch's iterations, and its validation, into ``engine.state.metrics`` for CSV, curves and MLflow.
+
+    Args:
+        domain_names: names by domain index, primary first.
+        validator: its metrics are taken over in the epochs in which it ran.
+
+    Metrics: ``train_loss``, ``train_segmentation_loss``, ``train_dice_<domain>`` (training crops), ``learning_rate``;
+    with an adversary ``lambda``, ``domain_loss``, ``domain_accuracy`` (mean of the recalls of each domain, so
+    unequal domains count alike), ``domain_accuracy_chance`` (1 / K), ``gradient_task``, ``gradient_adversarial`` and
+    ``gradient_cosine`` at the aligned features.
+    """
+
+    def __init__(self, domain_names: Sequence[str], validator: Engine | None = None) -> None:
+        self.domain_names, self.validator = list(domain_names), validator
+        self._reset()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _reset(self) -> None:
+        self._values: dict[str, list[float]] = defaultdict(list)
+        self._correct: dict[int, list[float]] = defaultdict(list)
+
+    def _epoch_started(self, engine: Engine) -> None:
+        self._reset()
+        engine.state.metrics.clear()
+        if self.validator is not None:
+            self.validator.state.metrics.clear()
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        output = engine.state.output
+        output = output[0] if isinstance(output, list) else output
+        self._values["train_loss"].append(output["loss"].item())
+        self._values["train_segmentation_loss"].append(output["segmentation_loss"].item())
+        domains = output["domain"].tolist()
+        for domain, dice in zip(domains, output["dice"].tolist()):
+            self._values[f"train_dice_{self.domain_names[domain]}"].append(dice)
+        if output["domain_loss"] is not None:
+            self._values["domain_loss"].append(output["domain_loss"].item())
+            for domain, judged in zip(domains, output["judged"].tolist()):
+                self._correct[domain].append(float(judged == domain))
+            self._values["lambda"] = [output["lambda"]]
+            for name, value in output["gradients"].items():
+                self._values[f"gradient_{name}"].append(value)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        metrics = engine.state.metrics
+        metrics.update({name: sum(values) / len(values) for name, values in sorted(self._values.items())})
+        if self._correct:
+            recalls = [sum(correct) / len(correct) for correct in self._correct.values()]
+            metrics["domain_accuracy"] = sum(recalls) / len(recalls)
+            metrics["domain_accuracy_chance"] = 1.0 / len(self.domain_names)
+        metrics["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
+        if self.validator is not None:
+            metrics.update(self.validator.state.metrics)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import TinyEncoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.domain_adversary import (
+    CGRL,
+    MODES,
+    AdversarialModel,
+    DomainAdversary,
+    DomainDiscriminator,
+    domain_coefficients,
+)
+from scripts.networks.hr_decoder import HRDecoder
+from scripts.training.iteration import adversarial_ramp
+from scripts.training.self_test import AdversaryError, gradient_self_test
+
+
+def _model(coefficients=(0.0, 1.0, 1.0), by_region=True):
+    torch.manual_seed(0)
+    decoder = HRDecoder((4, 6, 8), (4, 8, 16), width=4)
+    return AdversarialModel(
+        AMASAM(TinyEncoder(), decoder), DomainAdversary(decoder.aligned_channels, coefficients, by_region=by_region)
+    )
+
+
+def _batch(domains=(0, 0, 1, 2)):
+    torch.manual_seed(1)
+    foreground = (torch.rand(len(domains), 1, 64, 64) > 0.7).float()
+    return torch.rand(len(domains), 3, 64, 64) * 255, torch.tensor(domains), foreground
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    coefficients=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), min_size=1, max_size=4),
+    strength=st.floats(0, 3),
+    data=st.data(),
+)
+def test_cgrl_is_identity_forward_and_scales_each_sample_backward(coefficients, strength, data):
+    domain = torch.tensor(data.draw(st.lists(st.integers(0, len(coefficients) - 1), min_size=1, max_size=6)))
+    layer = CGRL(coefficients)
+    layer.strength = strength
+    x = torch.randn(len(domain), 3, 2, 2, requires_grad=True)
+    y = layer(x, domain)
+    assert torch.equal(y, x)
+    upstream = torch.randn_like(x)
+    y.backward(upstream)
+    for i, d in enumerate(domain.tolist()):
+        torch.testing.assert_close(x.grad[i], -strength * coefficients[d] * upstream[i])
+        if coefficients[d] == 0 or strength == 0:
+            assert not x.grad[i].any(), "exactly zero, not merely small"
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "single"])
+def test_each_mode_gives_every_domain_the_gradient_it_promises(mode):
+    model = _model(domain_coefficients(mode, 3))
+    model.adversary.cgrl.strength = 1.0
+    image, domain, foreground = _batch()
+    _, aligned, loss, _ = model(image, domain, foreground)
+    norms = torch.autograd.grad(loss, aligned)[0].flatten(1).norm(dim=1)
+    primary, auxiliary = MODES[mode]
+    assert ((norms[domain == 0] > 0) == (primary != 0)).all()
+    assert ((norms[domain != 0] > 0) == (auxiliary != 0)).all()
+
+
+def test_the_reversed_gradient_hides_the_domain_while_the_discriminator_learns_it():
+    """One small step on the loss: features of auxiliaries alone make it worse, the discriminator alone better."""
+    image, domain, foreground = _batch((1, 1, 2, 2))
+    for part, sign in (("network", 1), ("adversary", -1)):
+        model = _model().double()
+        model.adversary.cgrl.strength = 1.0
+        batch = (image.double(), domain, foreground.double())
+        before = model(*batch)[2]
+        parameters = [p for p in getattr(model, part).parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(before, parameters, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients):
+                if gradient is not None:
+                    parameter -= 1e-3 * gradient
+        assert (model(*batch)[2] - before).item() * sign > 0
+
+
+def test_the_discriminator_learns_from_all_domains_whatever_cgrl_does():
+    model = _model((0.0, 0.0, 0.0))
+    model(*_batch((0, 0)))[2].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.adversary.discriminator.classify[0][-1].parameters())
+
+
+def test_regions_that_do_not_occur_are_left_out():
+    discriminator = DomainDiscriminator(3, 2)
+    foreground = torch.zeros(2, 1, 8, 8)
+    foreground[1] = 1
+    logits, weights = discriminator(torch.randn(2, 3, 4, 4), foreground)
+    assert logits.shape == (2, 2, 2)
+    assert weights.tolist() == [[0, 1], [1, 0]]  # nuclei, background
+
+
+def test_density_and_scale_of_nuclei_are_not_what_the_discriminator_reads():
+    """The same tissue with few or many nuclei looks the same to it, by region; not when averaged over the image."""
+    features = torch.randn(1, 3, 1, 2)
+
+    def image(nuclei):  # columns of nuclei, then of background
+        foreground = (torch.arange(16) < nuclei).float().expand(1, 1, 16, 16)
+        return features[..., :1] * foreground + features[..., 1:] * (1 - foreground), foreground
+
+    for by_region in (True, False):
+        discriminator = DomainDiscriminator(3, 2, by_region=by_region)
+        few, many = (discriminator(*image(n))[0] for n in (2, 12))
+        assert torch.allclose(few, many, atol=1e-5) == by_region
+
+
+def test_ramp_runs_from_zero_to_its_maximum():
+    values = [adversarial_ramp(p / 20, 0.3) for p in range(21)]
+    assert values[0] == 0 and values == sorted(values)
+    assert values[-1] == pytest.approx(0.3, rel=1e-3)
+
+
+@pytest.mark.parametrize("mode, domains, message", [("amma", 2, "unknown"), ("ama", 1, "--auxiliary")])
+def test_modes_that_cannot_act_are_refused(mode, domains, message):
+    with pytest.raises(ValueError, match=message):
+        domain_coefficients(mode, domains)
+
+
+@pytest.mark.parametrize("mode", ["ama", "grl", "signed", "joint"])
+@pytest.mark.parametrize("by_region", [True, False])
+def test_self_test_passes_for_every_mode(mode, by_region):
+    model = _model(domain_coefficients(mode, 3), by_region)
+    norms = gradient_self_test(model, *_batch())
+    if mode == "ama":
+        assert norms[0] == 0 and norms[1] > 0 and norms[2] > 0
+    assert model.adversary.cgrl.strength == 0 and all(p.grad is None for p in model.parameters())
+
+
+class _ReadsTheEncoder(AMASAM):
+    """The set-up that fails silently: the discriminator reads frozen features."""
+
+    def forward_aligned(self, image):
+        features = self.image_encoder(image)
+        return self.decoder(features, image)[0], features[1]
+
+
+def test_self_test_refuses_a_discriminator_on_frozen_features():
+    model = _model()
+    broken = AdversarialModel(
+        _ReadsTheEncoder(model.network.image_encoder, model.network.decoder), DomainAdversary(6, (0.0, 1.0, 1.0))
+    )
+    with pytest.raises(AdversaryError, match="no trainable layer"):
+        gradient_self_test(broken, *_batch())
+
+
+def test_self_test_refuses_a_dead_discriminator():
+    model = _model()
+    torch.nn.init.zeros_(model.adversary.discriminator.embed[0].weight)
+    with pytest.raises(AdversaryError, match="dead"):
+        gradient_self_test(model, *_batch())
+
+
+def test_self_test_refuses_an_encoder_that_trains():
+    model = _model()
+    model.network.image_encoder.requires_grad_(True)
+    with pytest.raises(AdversaryError, match="must be frozen"):
+        gradient_self_test(model, *_batch())

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import TinyEncoder
+
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.hr_decoder import HRDecoder
+
+
+def _features(batch, channels, strides, height, width):
+    return [torch.randn(batch, c, height // s, width // s) for c, s in zip(channels, strides)]
+
+
+@pytest.mark.parametrize(
+    "channels, strides, height, width, out_channels",
+    [
+        ((4, 6, 8), (4, 8, 16), 64, 96, 2),  # hierarchical, as vit_t
+        ((5, 5, 8), (16, 16, 16), 32, 32, 1),  # plain ViT: every feature at stride 16
+        ((8,), (16,), 1024, 1024, 2),  # the paper's size, from SAM's neck alone
+    ],
+)
+def test_logits_have_the_resolution_of_the_input(channels, strides, height, width, out_channels):
+    decoder = HRDecoder(channels, strides, width=2, out_channels=out_channels)
+    image = torch.rand(1, 3, height, width) * 255
+    logits, aligned = decoder(_features(1, channels, strides, height, width), image)
+    assert logits.shape == (1, out_channels, height, width)
+    assert aligned.shape == (1, decoder.aligned_channels, height // 8, width // 8)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_the_stride_seen_by_the_adversary_is_a_setting(stride):
+    decoder = HRDecoder((4, 8), (8, 16), width=2, aligned_stride=stride)
+    _, aligned = decoder(_features(1, (4, 8), (8, 16), 64, 64), torch.rand(1, 3, 64, 64))
+    assert aligned.shape == (1, decoder.aligned_channels, 64 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"in_channels": (4, 8), "strides": (16,)}, "differ in length"),
+        ({"in_channels": (4,), "strides": (8,)}, "strides"),
+        ({"in_channels": (4,), "strides": (16,), "aligned_stride": 2}, "aligned_stride"),
+        ({"in_channels": (4,), "strides": (16,), "out_channels": 3}, "out_channels"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HRDecoder(**arguments)
+
+
+def test_the_mask_is_not_interpolated():
+    """Detail finer than any encoder feature reaches the logits, as no mask interpolated from stride 4 would let it."""
+    torch.manual_seed(0)
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=8)).eval()
+    logits = network(torch.rand(1, 3, 64, 64) * 255)[:, :1]
+    coarse = torch.nn.functional.avg_pool2d(logits, 4)
+    interpolated = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
+    assert (logits - interpolated).std() > 0.3 * logits.std()
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one():
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=4))
+    network(torch.rand(2, 3, 64, 64) * 255).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.decoder.parameters())
+    assert all(p.grad is None for p in network.image_encoder.parameters())
+
+
+def test_samples_do_not_influence_each_other():
+    """Domains share batches, so the logits of one image must not depend on the others."""
+    torch.manual_seed(0)
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=4)).train()
+    images = torch.rand(3, 3, 64, 64) * 255
+    torch.testing.assert_close(network(images)[1:2], network(images[1:2]))
+
+
+def test_scripted_equals_eager():
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=4)).eval()
+    scripted = torch.jit.script(network)
+    for height, width in ((64, 64), (96, 32)):
+        image = torch.rand(1, 3, height, width) * 255
+        torch.testing.assert_close(scripted(image), network(image))

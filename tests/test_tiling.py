@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from scripts.inference.tiling import TileInferer
+
+
+class Recorder(torch.nn.Module):
+    """Gives back what it sees, in two channels, and remembers the sizes and values it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, int]] = set()
+        self.lowest = float("inf")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.add(tuple(x.shape[2:]))
+        self.lowest = min(self.lowest, x.min().item())
+        return torch.cat([x.mean(1, keepdim=True), x[:, :1]], dim=1)
+
+
+def picture(*size: int) -> torch.Tensor:
+    """Random (1, 3, H, W) RGB without any black."""
+    return 50 + 200 * torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "size, tile",
+    [
+        ((64, 64), (64, 64)),
+        ((200, 150), (64, 64)),
+        ((65, 64), (64, 64)),
+        ((50, 40), (64, 64)),
+        ((20, 31), (32, 32)),
+        ((200, 33), (64, 64)),
+        ((90, 7), (64, 32)),
+        ((1, 1), (32, 32)),
+    ],
+)
+@pytest.mark.parametrize("tta", [False, True])
+def test_any_size_comes_back_as_it_was(size, tile, tta):
+    network, image = Recorder(), picture(*size)
+    output = TileInferer(roi_size=64, tta=tta)(image, network)
+    assert output.shape == (1, 2, *size)
+    torch.testing.assert_close(output[:, 1], image[:, 0], rtol=1e-4, atol=1e-2)
+    assert network.sizes == {tile}, "tiles are as small as the image allows, and multiples of 32"
+    assert network.lowest >= 50, "the network saw a black border"
+
+
+def test_padding_mirrors_the_image():
+    seen = []
+    TileInferer(roi_size=64)(picture(30, 32), lambda x: seen.append(x.clone()) or x * 1)
+    torch.testing.assert_close(seen[0][0, :, 0], seen[0][0, :, 2])
+    torch.testing.assert_close(seen[0][0, :, 31], seen[0][0, :, 29])
+
+
+def test_a_local_network_has_no_seams():
+    """Away from the tiles' edges a network of small reach answers as if it had seen the whole image."""
+    torch.manual_seed(0)
+    network, image = torch.nn.Conv2d(3, 2, 3, padding=1).eval(), picture(150, 170)
+    with torch.no_grad():
+        whole = network(image)
+        tiled = TileInferer(roi_size=64, overlap=0.5)(image, network)
+        hard = TileInferer(roi_size=64, overlap=0.0, mode="constant")(image, network)
+    seam = (slice(None), slice(None), slice(10, 140), slice(10, 160))
+    assert (tiled - whole)[seam].abs().mean() < 0.1 * (hard - whole)[seam].abs().mean()
+
+
+def test_tta_averages_the_flips():
+    """With a network that answers by position, four flips cancel what is odd in it."""
+    ramp = torch.linspace(-1, 1, 64).view(1, 1, 1, 64)
+    output = TileInferer(roi_size=64, tta=True)(picture(64, 64), lambda x: x[:, :1] * 0 + ramp)
+    torch.testing.assert_close(output, torch.zeros_like(output), atol=1e-5, rtol=0)
+
+
+def test_meta_data_and_own_settings_survive():
+    inferer = TileInferer(roi_size=64, sw_batch_size=2)
+    output = inferer(MetaTensor(picture(40, 40), meta={"filename_or_obj": "a.png"}), Recorder())
+    assert output.meta["filename_or_obj"] == "a.png"
+    assert inferer.roi_size == (64, 64), "a small image must not shrink the tile of the next one"
+
+
+def test_a_tile_the_network_cannot_take_is_refused():
+    with pytest.raises(ValueError, match="multiple of size_multiple, got 100 and 32"):
+        TileInferer(roi_size=100)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from scripts.data.transforms import SplitTargetsd, ToTargetMppd, normalised_distance
+
+
+def make_item(height=90, width=120, **extra):
+    """Smooth colours, and square nuclei of which the first two touch."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([y * 200 / height + 20, x * 200 / width + 20, 120 + 60 * np.sin(x / 9) * np.cos(y / 7)])
+    label = np.zeros((1, height, width), np.int32)
+    label[0, 10:30, 10:30], label[0, 10:30, 30:50], label[0, 60:75, 80:110] = 1, 2, 5
+    meta = {"filename_or_obj": "x.png"}
+    return {"image": MetaTensor(image.astype(np.float32), meta=meta), "label": MetaTensor(label, meta=meta), **extra}
+
+
+# normalised distance ------------------------------------------------------------------------------------------------
+
+
+def brute_force_distance(label):
+    result = np.zeros(label.shape)
+    for index in np.unique(label)[1:]:
+        inside, outside = np.argwhere(label == index), np.argwhere(label != index)
+        distance = np.sqrt(((inside[:, None] - outside[None]) ** 2).sum(-1)).min(1)
+        result[tuple(inside.T)] = distance / distance.max()
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_distance_is_to_the_nearest_pixel_of_anything_else(seed):
+    rng = np.random.default_rng(seed)
+    blobs = ndimage.gaussian_filter(rng.normal(size=(40, 50)), 2) > 0
+    cells = ndimage.zoom(rng.integers(1, 30, (8, 10)), 5, order=0)  # squares that touch and reach the border
+    label = (blobs * cells).astype(np.int32)
+    np.testing.assert_allclose(normalised_distance(label), brute_force_distance(label), atol=1e-6)
+
+
+def test_touching_nuclei_are_apart_in_the_distance_and_together_in_the_foreground():
+    item = SplitTargetsd()(make_item())
+    foreground, distance = item["target"].numpy()
+    label = item["label"].numpy()[0]
+    np.testing.assert_array_equal(foreground, label > 0)
+    for index in (1, 2, 5):
+        assert distance[label == index].max() == 1
+    assert distance[20, 29] < 0.2 and distance[20, 30] < 0.2, "the seam between touching nuclei is a border"
+    assert not distance[label == 0].any()
+    assert item["target"].dtype == torch.float32 and item["target"].meta["filename_or_obj"] == "x.png"
+
+
+def test_distance_of_extreme_maps():
+    assert not normalised_distance(np.zeros((5, 6), np.int32)).any()
+    np.testing.assert_array_equal(normalised_distance(np.full((5, 6), 3, np.int32)), 1)
+    single = np.zeros((5, 6), np.int32)
+    single[0, 0] = 1
+    np.testing.assert_array_equal(normalised_distance(single), single)
+
+
+def test_one_channel_is_the_foreground():
+    item = SplitTargetsd(channels=1)(make_item())
+    assert item["target"].shape == (1, 90, 120)
+    with pytest.raises(ValueError, match="channels"):
+        SplitTargetsd(channels=3)
+
+
+# pixel size ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mpp, size", [(0.5, (180, 240)), (0.125, (45, 60)), (0.2, (72, 96))])
+def test_resampling_to_the_target_pixel_size(mpp, size):
+    before = make_item(mpp=mpp)
+    item = ToTargetMppd(0.25)(before)
+    assert item["image"].shape == (3, *size) and item["label"].shape == (1, *size)
+    assert item["mpp"] == 0.25
+    assert item["label"].dtype == torch.int32 and set(np.unique(item["label"])) == {0, 1, 2, 5}
+    factor = mpp / 0.25
+    for index in (1, 2, 5):
+        np.testing.assert_allclose(
+            (item["label"] == index).sum(), (before["label"] == index).sum() * factor**2, rtol=0.1
+        )
+        centre = [ndimage.center_of_mass(x["label"].numpy()[0] == index) for x in (before, item)]
+        np.testing.assert_allclose((np.array(centre[0]) + 0.5) * factor - 0.5, centre[1], atol=0.6)
+    np.testing.assert_allclose(item["image"].mean((1, 2)), before["image"].mean((1, 2)), atol=1)
+    assert item["image"].meta["filename_or_obj"] == "x.png"
+
+
+def test_shrinking_does_not_alias():
+    item = make_item(mpp=0.1)
+    item["image"] = torch.zeros_like(item["image"])
+    item["image"][:, :, ::2] = 200  # stripes finer than the new pixels
+    shrunk = ToTargetMppd(0.4)(item)["image"].as_tensor()
+    assert shrunk[:, 3:-3, 3:-3].std() < 5 and abs(shrunk.mean() - 100) < 5
+
+
+@pytest.mark.parametrize(
+    "target, extra", [(None, {"mpp": 0.5}), (0.25, {"mpp": float("nan")}), (0.25, {}), (0.25, {"mpp": 0.25})]
+)
+def test_nothing_is_resampled_without_need(target, extra):
+    before = make_item(**extra)
+    item = ToTargetMppd(target)(before)
+    assert item["image"] is before["image"] and item["label"] is before["label"]
+
+
+def test_item_without_label_is_resampled():
+    before = make_item(mpp=0.5)
+    del before["label"]
+    assert ToTargetMppd(0.25)(before)["image"].shape == (3, 180, 240)
+    with pytest.raises(ValueError, match="target_mpp"):
+        ToTargetMppd(0)
