@@ -72,9 +72,7 @@ def compare(size: int, outputs: list[Path]) -> tuple[float, float]:
     from scripts.networks.sam_encoders import SAM_VITS, sam_modeling
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        encoder = sam_modeling().ImageEncoderViT(
-            img_size=size, window_size=14, use_rel_pos=True, **SAM_VITS["vit_b"]
-        )
+        encoder = sam_modeling().ImageEncoderViT(img_size=size, window_size=14, use_rel_pos=True, **SAM_VITS["vit_b"])
         encoder(torch.zeros(1, 3, size, size))
     upstream, ours = (torch.load(file, weights_only=True) for file in outputs)
     return counter.get_total_flops(), ((ours - upstream).abs().max() / upstream.abs().max()).item()

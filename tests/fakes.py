@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from monai.bundle import ConfigWorkflow
 from torch import nn
 
 
@@ -19,3 +22,16 @@ class TinyEncoder(nn.Module):
         for layer in self.layers:
             features.append(layer(image / 255.0))
         return features
+
+
+def open_verb(bundle_root: Path, config: str, kind: str, **overrides) -> ConfigWorkflow:
+    """The workflow of a real config with overrides, initialised and ready to run."""
+    workflow = ConfigWorkflow(
+        config_file=str(bundle_root / "configs" / f"{config}.json"),
+        workflow_type=kind,
+        bundle_root=str(bundle_root),
+        logging_file=False,
+        **overrides,
+    )
+    workflow.initialize()
+    return workflow

@@ -66,7 +66,10 @@ def test_free_crops_keep_image_and_label_aligned_and_stay_in_range():
         rows, columns, _ = item["image"].numpy()
         number = item["label"].numpy()[0] - 1
         assert np.abs(number // 400 - rows).max() <= 0.51 and np.abs(number % 400 - columns).max() <= 0.51
-        magnifications.append(1 / np.hypot(rows[1, 0] - rows[0, 0], columns[1, 0] - columns[0, 0]))
+        down = np.array([rows[1, 0] - rows[0, 0], columns[1, 0] - columns[0, 0]])
+        right = np.array([rows[0, 1] - rows[0, 0], columns[0, 1] - columns[0, 0]])
+        assert abs(down @ right) < 0.01 and abs(np.linalg.norm(down) - np.linalg.norm(right)) < 0.01, "no shear"
+        magnifications.append(1 / np.linalg.norm(down))
         assert item["label"].dtype == torch.int32 and item["image"].shape == (3, 64, 64)
     assert 0.59 < min(magnifications) < 0.75 and 1.45 < max(magnifications) < 1.71
 

@@ -90,6 +90,37 @@ def test_the_discriminator_learns_from_all_domains_whatever_cgrl_does():
     assert all(p.grad is not None and p.grad.any() for p in model.adversary.discriminator.classify[0][-1].parameters())
 
 
+def test_the_discriminator_learns_a_small_shift_within_a_hundred_steps():
+    """A dead one judges by the batch's proportions, which looks like perfect alignment."""
+    torch.manual_seed(0)
+    adversary = DomainAdversary(96, (0.0, 1.0, 1.0))
+    optimizer = torch.optim.AdamW(adversary.parameters(), 1e-3)
+    shift = 0.15 * torch.randn(3, 96, 1, 1)
+
+    def batch():
+        domain = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+        return torch.relu(torch.randn(8, 96, 8, 8) + shift[domain]), domain, (torch.rand(8, 1, 8, 8) > 0.8).float()
+
+    for _ in range(100):
+        loss = adversary(*batch())[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    recalls = []
+    for _ in range(10):
+        features, domain, foreground = batch()
+        recalls.append((adversary(features, domain, foreground)[1] == domain).float())
+    assert torch.stack(recalls).mean(0)[4:].mean() > 0.8
+
+
+def test_every_domain_of_a_batch_counts_alike():
+    adversary = DomainAdversary(3, (0.0, 1.0))
+    features, foreground = torch.randn(1, 3, 4, 4), torch.ones(1, 1, 4, 4)
+    losses = [adversary(features, torch.tensor([d]), foreground)[0] for d in (0, 1)]
+    mixed = adversary(features.expand(4, 3, 4, 4), torch.tensor([0, 0, 0, 1]), foreground.expand(4, 1, 4, 4))[0]
+    torch.testing.assert_close(mixed, sum(losses) / 2)
+
+
 def test_regions_that_do_not_occur_are_left_out():
     discriminator = DomainDiscriminator(3, 2)
     foreground = torch.zeros(2, 1, 8, 8)

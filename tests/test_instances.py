@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from scipy import ndimage
 from scipy.special import logit
+
 from scripts.evaluation.metrics import instance_scores
 from scripts.inference.instances import LogitsToInstancesd, logits_to_instances
 
@@ -39,7 +40,7 @@ def labels_of(folder, split: str = "testing") -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("domain", ["tnbc", "monuseg", "dsb2018_white", "dsb2018_purple"])
+@pytest.mark.parametrize("domain", ["tnbc", "monuseg"])
 def test_ideal_logits_of_real_labels_give_the_nuclei_back(real_data, domain):
     ajis = []
     for label in labels_of(real_data / domain):
@@ -82,7 +83,7 @@ def test_foreground_without_a_peak_stays_one_nucleus():
 def test_holes_in_a_nucleus_are_filled_and_gaps_between_nuclei_are_not():
     label = discs((30, 30, 14))
     logits = ideal_logits(label)
-    logits[:, 28:33, 28:33] = -8
+    logits[0, 28:33, 28:33] = -8
     assert logits_to_instances(logits)[0][0, 30, 30] == 1
     # eight nuclei around a lumen: filling the mask as a whole would fill the lumen
     ring = discs(*((int(50 + 30 * math.sin(a)), int(50 + 30 * math.cos(a)), 13) for a in np.arange(8) * math.pi / 4))
@@ -142,12 +143,8 @@ def test_other_shapes_are_refused(shape):
 
 
 def test_time_grows_with_pixels_not_with_nuclei_times_pixels():
-    grid = [(row, column, 3) for row in range(5, 500, 10) for column in range(5, 500, 10)]
-    few, many = np.zeros((500, 500), np.int32), np.zeros((500, 500), np.int32)
-    tile = discs((5, 5, 3), side=10)
-    many[:] = np.tile(tile, (50, 50))
-    few[:] = np.kron(discs((5, 5, 3), side=10), np.ones((50, 50), np.int32))
-    assert len(grid) == 2500
+    one_disc = discs((5, 5, 3), side=10)
+    few, many = np.kron(one_disc, np.ones((50, 50), np.int32)), np.tile(one_disc, (50, 50))
 
     def seconds(mask):
         logits = np.stack([np.where(mask > 0, 8.0, -8.0), ndimage.gaussian_filter(np.where(mask > 0, 4.0, -4.0), 1)])

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.metrics import PanopticQualityMetric
+
 from scripts.evaluation.handlers import PenalisedHausdorff
 from scripts.evaluation.metrics import hausdorff_distance, image_metrics, instance_scores
 
@@ -156,6 +157,14 @@ def test_ids_do_not_matter(pred, true, new_pred, new_true):
         np.array([0, *ids], np.int32)[old] for ids, old in ((new_pred, pred), (new_true, true))
     )
     assert of_instances(renamed_pred, renamed_true) == of_instances(pred, true)
+
+
+@pytest.mark.parametrize("first, second", [(1, 2), (2, 1)])
+def test_a_tie_goes_to_the_first_in_raster_order_whatever_its_id(first, second):
+    """The middle nucleus overlaps both predictions alike; with the second one chosen AJI would be 4 / 10."""
+    true = np.array([[5, 5, 6, 6, 6, 6, 0, 0]])
+    pred = np.array([[first] * 4 + [second] * 4])
+    assert instance_scores(pred, true)["aji"] == pytest.approx(4 / 14)
 
 
 def test_maps_of_different_size_are_refused():

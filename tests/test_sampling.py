@@ -66,6 +66,11 @@ def test_an_epoch_follows_from_seed_and_epoch_alone(counts, seed, epoch):
     assert list(resumed) == last, "iterating twice gives the same batches"
 
 
+def test_every_pass_has_an_order_of_its_own():
+    first, second = DomainBalancedSampler([0] * 50, 50, 2)
+    assert set(first) == set(second) and first != second
+
+
 def test_epochs_and_seeds_differ():
     domains = domains_of([50, 50])
     sampler = DomainBalancedSampler(domains, 8, 4, seed=1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.data import MetaTensor
+
 from scripts.inference.tiling import TileInferer
 
 
@@ -76,7 +77,7 @@ def test_tta_averages_the_flips():
 
 def test_meta_data_and_own_settings_survive():
     inferer = TileInferer(roi_size=64, sw_batch_size=2)
-    output = inferer(MetaTensor(picture(40, 40), meta={"filename_or_obj": "a.png"}), Recorder())
+    output = inferer(MetaTensor(picture(20, 20), meta={"filename_or_obj": "a.png"}), Recorder())
     assert output.meta["filename_or_obj"] == "a.png"
     assert inferer.roi_size == (64, 64), "a small image must not shrink the tile of the next one"
 

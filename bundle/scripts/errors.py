@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["DataError"]
+__all__ = ["DataError", "root_cause"]
 
 
 class DataError(ValueError):
@@ -22,3 +22,10 @@ class DataError(ValueError):
     def __reduce__(self):
         # exceptions cross process borders in data-loader workers; the default would call __init__ with one argument
         return DataError, (self.path, self.problem, self.mend)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error a user should read: the first DataError among the causes, for it says all, else the innermost one."""
+    while error.__cause__ is not None and not isinstance(error, DataError):
+        error = error.__cause__
+    return error

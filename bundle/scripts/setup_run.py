@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from scripts.errors import DataError
+from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
 
 __all__ = ["executed_config", "setup_run", "unknown_keys"]
@@ -122,9 +122,7 @@ def _without_metadata(config: dict) -> dict:
 
 def _print_cause_last(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """MONAI wraps errors of config expressions several times; a user needs the innermost one, last on the screen."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = root_cause(error)
     if not isinstance(cause, DataError):  # that one says all there is to say, without the way the code took to it
         traceback.print_exception(kind, error, trace)
     if cause is not error:

@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from scipy import ndimage
 
-__all__ = ["SplitTargetsd", "ToTargetMppd", "normalised_distance"]
+__all__ = ["SplitTargetsd", "ToInputSized", "ToTargetMppd", "normalised_distance"]
 
 
 class ToTargetMppd(Transform):
@@ -50,6 +50,32 @@ class ToTargetMppd(Transform):
                     for new, old in zip(size, (height, width), strict=True)
                 )
                 item[key] = item[key][:, rows][:, :, columns]
+        return item
+
+
+class ToInputSized(Transform):
+    """
+    Undo :class:`ToTargetMppd` for results: bring maps back to the size of the image file, bilinearly.
+
+    For logits, before they are thresholded, so that masks and instances are drawn on the file's own pixels.
+
+    Args:
+        keys: keys of float maps (C, H, W), the image first: its ``spatial_shape`` tells the size of the file.
+    """
+
+    def __init__(self, keys: Sequence[str] = ("image", "pred")) -> None:
+        self.keys = tuple(keys)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        image = item[self.keys[0]]
+        size = tuple(int(side) for side in image.meta["spatial_shape"])
+        if size == tuple(image.shape[1:]):
+            return item
+        if item.get("mpp") is not None:
+            item["mpp"] = float(item["mpp"]) * image.shape[1] / size[0]
+        for key in self.keys:
+            item[key] = torch.nn.functional.interpolate(item[key][None], size, mode="bilinear", antialias=True)[0]
         return item
 
 

@@ -10,7 +10,7 @@ __all__ = ["overlay"]
 # told apart by red-green colour-blind readers; both stand out on dark nuclei and on pale tissue
 PREDICTION_COLOUR = (255, 225, 0)  # yellow
 TRUTH_COLOUR = (0, 230, 255)  # cyan
-SMALL_SIDE = 1024  # longest side in pixels up to which an image is drawn twice as large
+SMALL_SIDE = 640  # longest side in pixels up to which an image is drawn twice as large
 TITLE_HEIGHT = 24
 
 
@@ -30,7 +30,7 @@ def overlay(
         title: text for a black strip above the image, or None for no strip.
 
     Returns:
-        uint8 (H', W', 3). Images of at most 1024 pixels a side are enlarged twice, so that the one-pixel lines do not
+        uint8 (H', W', 3). Images of at most 640 pixels a side are enlarged twice, so that the one-pixel lines do not
         hide small nuclei; the strip adds 24 rows.
     """
     image, pred, true = (

@@ -15,9 +15,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
 from PIL import Image
+from skimage.segmentation import relabel_sequential
 from torch.utils.data import get_worker_info
 
-from scripts.errors import DataError
+from scripts.errors import DataError, root_cause
 from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path
 
@@ -99,9 +100,9 @@ class PredictionWriter:
     """
     MONAI/ignite handler that writes what an evaluator predicts, image by image.
 
-    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with its file name in the meta
-    data, and ``mask`` and ``instances`` (1, H', W'), and writes into ``output_dir``, under names by
-    :func:`output_names`,
+    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` and
+    ``spatial_shape`` (the file's own height and width) in the meta data, and ``mask`` and ``instances`` (1, H, W).
+    Writes into ``output_dir``, in the size of the file and under names by :func:`output_names`,
 
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
@@ -149,15 +150,17 @@ class PredictionWriter:
         for item in engine.state.output:
             file = str(item["image"].meta["filename_or_obj"])
             image, mask, instances = (np.asarray(item[key].cpu()) for key in ("image", "mask", "instances"))
-            mask, instances = mask[0] > 0, instances[0]
+            size = tuple(int(side) for side in item["image"].meta["spatial_shape"])
+            mask, instances = _to_size(mask[0] > 0, size), _to_size(instances[0], size)
             name = self.names[os.path.abspath(file)]
             self._save_image(name, "mask.png", mask.astype(np.uint8) * 255)
             nuclei = self._save_instances(name, instances)
-            self._save_image(name, "overlay.png", overlay(_resized(image, mask.shape), instances))
+            self._save_image(name, "overlay.png", overlay(_image_to_size(image, size), instances))
             self.rows.append((file, nuclei, round(float(mask.mean()), 6), round(seconds, 3)))
 
     def _save_instances(self, name: str, instances: np.ndarray) -> int:
-        """Save and count the nuclei of an (H, W) map of ids 1..N."""
+        """Save an (H, W) map of nuclei with ids 1..N, and count them."""
+        instances, _, _ = relabel_sequential(instances)  # resampling may have lost a small one
         nuclei = int(instances.max(initial=0))
         other_kind = self._target(name, "instances.tif")
         if nuclei <= np.iinfo(np.uint16).max:
@@ -172,7 +175,7 @@ class PredictionWriter:
 
     def _save_image(self, name: str, kind: str, pixels: np.ndarray) -> None:
         with atomic_path(self._target(name, kind)) as path:
-            Image.fromarray(pixels).save(path)
+            Image.fromarray(pixels).save(path, compress_level=1)  # the default takes thrice as long for 10% less
 
     def _target(self, name: str, kind: str) -> Path:
         return self.output_dir / f"{name}_{kind}"
@@ -205,14 +208,15 @@ def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | N
     outside = [path for path in paths if not path.is_relative_to(root)]
     if outside:
         raise DataError(outside[0], f"is not below the root folder {root}", "Give a root that holds all files.")
-    stems = {path: path.relative_to(root).with_suffix("").as_posix() for path in dict.fromkeys(paths)}
+    suffixes = {path: ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix for path in paths}
+    stems = {path: path.relative_to(root).as_posix()[: -len(end) or None] for path, end in suffixes.items()}
     clashes = Counter(stem.casefold() for stem in stems.values())
     taken = {stem for stem, count in clashes.items() if count == 1}
     names = {}
     for path, stem in stems.items():
         name = stem
         if clashes[stem.casefold()] > 1:
-            with_suffix = name = f"{stem}_{path.suffix.lstrip('.')}"
+            with_suffix = name = f"{stem}_{suffixes[path].lstrip('.')}"
             number = 2
             while name.casefold() in taken:
                 name, number = f"{with_suffix}_{number}", number + 1
@@ -223,14 +227,21 @@ def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | N
 
 def _root_problem(error: BaseException) -> bytes:
     """What first went wrong (MONAI wraps it in one 'applying transform' after another), cut to fit the table."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = root_cause(error)
     text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split()).encode()[:MESSAGE_BYTES]
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(3, H, W) to (3, *size): the network may have seen the image at another resolution than it is written in."""
+def _to_size(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) mask or ids to (H', W') by the nearest pixel: the network may have seen the file resampled."""
+    if plane.shape == size:
+        return plane
+    rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(int) for new, old in zip(size, plane.shape))
+    return plane[np.ix_(rows, columns)]
+
+
+def _image_to_size(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(3, H, W) RGB in [0, 255] to (3, H', W')."""
     if image.shape[1:] == size:
         return image
     pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))

@@ -42,7 +42,9 @@ class TileInferer(SlidingWindowInferer):
         **kwargs: Any,
     ) -> None:
         if roi_size <= 0 or roi_size % size_multiple:
-            raise ValueError(f"roi_size must be a positive multiple of size_multiple, got {roi_size} and {size_multiple}")
+            raise ValueError(
+                f"roi_size must be a positive multiple of size_multiple, got {roi_size} and {size_multiple}"
+            )
         super().__init__((roi_size, roi_size), sw_batch_size, overlap, mode, **kwargs)
         self.size_multiple = size_multiple
         self.tta = tta

@@ -115,6 +115,12 @@ class DomainDiscriminator(nn.Module):
             nn.Sequential(nn.Linear(hidden, hidden), nn.LeakyReLU(0.2, inplace=True), nn.Linear(hidden, num_domains))
             for _ in range(regions)
         )
+        # PyTorch's default shrinks the differences between samples at every layer, so much that the discriminator
+        # judged by the batch's proportions alone for hundreds of steps, and CGRL had nothing to reverse
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -142,7 +148,8 @@ class DomainAdversary(nn.Module):
     A domain discriminator that sees features through CGRL, and its loss.
 
     Minimising the loss trains the discriminator on all domains, and, through the reversed gradient, makes the features
-    of each domain with a positive coefficient harder to tell apart.
+    of each domain with a positive coefficient harder to tell apart. Every domain of a batch counts alike, whatever its
+    share, so ignorance costs ln K.
 
     Args:
         in_channels: channels of the aligned features.
@@ -171,7 +178,9 @@ class DomainAdversary(nn.Module):
         """
         logits, weights = self.discriminator(self.cgrl(aligned, domain), foreground)
         losses = F.cross_entropy(logits.flatten(0, 1), domain.repeat_interleave(logits.shape[1]), reduction="none")
-        loss = (losses * weights.flatten()).sum() / weights.sum().clamp(min=1)
+        by_sample = (losses.view_as(weights) * weights).sum(1) / weights.sum(1).clamp(min=1e-6)
+        present, position, counts = domain.unique(return_inverse=True, return_counts=True)
+        loss = (by_sample / counts[position]).sum() / len(present)
         judged = (logits.detach().softmax(-1) * weights.unsqueeze(-1)).sum(1).argmax(-1)
         return loss, judged
 

@@ -33,7 +33,7 @@ class History:
         if not self.rows and epoch > 1 and path.is_file():
             with path.open(newline="") as f:
                 rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
-            self.rows = [row for row in rows if row["epoch"] < epoch]
+            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows if row["epoch"] < epoch]
         metrics = {k: float(v) for k, v in engine.state.metrics.items()}
         self.rows.append({"epoch": epoch, **metrics})
         names = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import csv
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from ignite.handlers import ProgressBar
+from monai.data import DataLoader, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, Lambda
+from PIL import Image
+
+from scripts.errors import DataError
+from scripts.inference.outputs import PredictionWriter, TolerantDataset, output_names
+
+
+def load(item: dict) -> dict:
+    """Read an image as the bundle's reader does."""
+    pixels = np.asarray(Image.open(item["image"]).convert("RGB"), np.float32).transpose(2, 0, 1)
+    meta = {"filename_or_obj": str(item["image"]), "spatial_shape": np.array(pixels.shape[1:])}
+    return {**item, "image": MetaTensor(pixels, meta=meta)}
+
+
+def dark_is_nucleus(item: dict) -> dict:
+    """Stands for network and post-processing: dark pixels left of the middle are nucleus 1, right of it 2."""
+    dark = item["pred"][:1] < 128
+    right = torch.arange(dark.shape[2]) >= dark.shape[2] // 2
+    return {**item, "mask": dark.to(torch.uint8), "instances": (dark * (1 + right.int())).int()}
+
+
+def save_picture(path: Path, height: int = 30, width: int = 50) -> Path:
+    """White, with a dark square on either side."""
+    pixels = np.full((height, width, 3), 250, np.uint8)
+    pixels[5:15, 5:15] = pixels[5:15, width - 15 : width - 5] = 40
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run(dataset, *handlers, postprocessing=dark_is_nucleus, num_workers: int = 0) -> SupervisedEvaluator:
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=1, num_workers=num_workers),
+        network=torch.nn.Identity(),
+        postprocessing=postprocessing,
+        val_handlers=list(handlers),
+    )
+    evaluator.run()
+    return evaluator
+
+
+def predict(files, output_dir, transform=load, **kwargs) -> TolerantDataset:
+    data = [{"image": str(file)} for file in files]
+    dataset = TolerantDataset(data, transform)
+    run(dataset, PredictionWriter(output_dir, data), **kwargs)
+    return dataset
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_every_image_gets_its_files(tmp_path):
+    files = [save_picture(tmp_path / "in" / "a.png"), save_picture(tmp_path / "in" / "deep" / "b.png", 41, 60)]
+    predict(files, tmp_path / "out")
+    for name, size in (("a", (30, 50)), ("deep/b", (41, 60))):
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_mask.png"))
+        instances = np.asarray(Image.open(tmp_path / "out" / f"{name}_instances.png"))
+        assert mask.shape == instances.shape == size
+        assert mask.dtype == np.uint8 and np.unique(mask).tolist() == [0, 255]
+        assert instances.dtype == np.uint16 and np.unique(instances).tolist() == [0, 1, 2]
+        np.testing.assert_array_equal(mask > 0, instances > 0)
+        assert np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.png")).ndim == 3
+    header, first, second = rows_of(tmp_path / "out" / "summary.csv")
+    assert header == ["file", "nuclei", "area_fraction", "seconds"]
+    assert first[:3] == [str(files[0]), "2", str(round(200 / 1500, 6))] and float(first[3]) >= 0
+    assert second[0] == str(files[1])
+    assert not list((tmp_path / "out").rglob("*.partial*"))
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_predictions_have_the_size_of_the_file_even_if_it_was_resampled(tmp_path, factor):
+    def resampled(item):
+        item = load(item)
+        size = tuple(int(side * factor) for side in item["image"].shape[1:])
+        return {**item, "image": torch.nn.functional.interpolate(item["image"][None], size)[0]}
+
+    predict([save_picture(tmp_path / "a.png")], tmp_path / "out", resampled)
+    instances = np.asarray(Image.open(tmp_path / "out" / "a_instances.png"))
+    assert instances.shape == (30, 50)
+    # at half the size an edge of the 10 x 10 squares can be off by one pixel of the file: 9 x 9 are left
+    assert (instances[5:15, 5:15] == 1).mean() >= 0.81 and (instances[5:15, 35:45] == 2).mean() >= 0.81
+    assert (instances > 0).sum() <= 2 * 11 * 11
+    assert Image.open(tmp_path / "out" / "a_overlay.png").size == (100, 60)
+
+
+def test_more_nuclei_than_16_bit_go_to_tiff_and_nothing_stale_stays(tmp_path, caplog):
+    file = save_picture(tmp_path / "a.png", 300, 300)
+
+    def many(item):
+        ids = torch.arange(300 * 300).reshape(1, 300, 300).int()
+        return {**item, "mask": (ids > 0).to(torch.uint8), "instances": ids}
+
+    predict([file], tmp_path / "out")
+    with caplog.at_level(logging.WARNING):
+        predict([file], tmp_path / "out", postprocessing=many)
+    assert "89999 nuclei" in caplog.text
+    stored = tifffile.imread(tmp_path / "out" / "a_instances.tif")
+    assert stored.dtype == np.uint32 and stored.max() == 89_999
+    assert not (tmp_path / "out" / "a_instances.png").exists()
+    predict([file], tmp_path / "out")
+    assert not (tmp_path / "out" / "a_instances.tif").exists()
+
+
+def names(*files: str, root: str | None = None) -> list[str]:
+    return list(output_names([f"/data/{file}" for file in files], root).values())
+
+
+def test_names_never_clash():
+    assert names("a.png", "b.png") == ["a", "b"]
+    assert names("a.png", "a.tif") == ["a_png", "a_tif"]
+    assert names("x/a.png", "y/a.png") == ["x/a", "y/a"]
+    assert names("a.png", "a.tif", "a_png.jpg") == ["a_png_2", "a_tif", "a_png"]
+    assert names("A.png", "a.png") == ["A_png", "a_png_2"], "one file where case does not count"
+    assert names("a.nii.gz", "a.b.png") == ["a", "a.b"]
+    assert names("x/a.png", root="/data") == ["x/a"]
+    assert names("x/a.png") == ["a"]
+    assert names() == []
+    with pytest.raises(DataError, match="not below the root folder"):
+        names("a.png", root="/data/x")
+
+
+def test_same_stem_does_not_overwrite(tmp_path):
+    predict([save_picture(tmp_path / "a.png", 30, 50), save_picture(tmp_path / "a.bmp", 60, 70)], tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "a_png_mask.png").size == (50, 30)
+    assert Image.open(tmp_path / "out" / "a_bmp_mask.png").size == (70, 60)
+
+
+def test_an_input_file_is_never_written_over(tmp_path):
+    files = [save_picture(tmp_path / "a.png"), save_picture(tmp_path / "a_mask.png")]
+    with pytest.raises(DataError, match="a_mask.png: is an input file"):
+        PredictionWriter(tmp_path, [{"image": file} for file in files])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("transform", [load, Compose([Lambda(load)])])
+def test_bad_files_are_reported_and_the_others_go_on(tmp_path, num_workers, transform):
+    good = [save_picture(tmp_path / "in" / f"{i}.png") for i in range(4)]
+    bad = tmp_path / "in" / "bad.png"
+    bad.write_bytes(b"no image")
+    missing = tmp_path / "in" / "missing.png"
+    dataset = predict([good[0], bad, good[1], missing, *good[2:]], tmp_path / "out", transform, num_workers=num_workers)
+    assert dataset.total == 6
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 4
+    with pytest.raises(SystemExit) as ended:
+        dataset.finish(tmp_path / "out")
+    assert "2 of 6 files failed" in ended.value.code and "errors.csv" in ended.value.code
+    header, *rows = rows_of(tmp_path / "out" / "errors.csv")
+    assert header == ["file", "problem"]
+    assert [row[0] for row in rows] == [str(bad), str(missing)]
+    assert "cannot identify image file" in rows[0][1], "the cause, not 'applying transform'"
+    assert "FileNotFoundError" in rows[1][1]
+
+
+def test_data_errors_are_told_in_their_own_words_whatever_their_length(tmp_path):
+    def refuse(item):
+        raise DataError(item["image"], "öde " * 1000, "Use another.")
+
+    dataset = TolerantDataset([{"image": "a.png"}], refuse)
+    assert list(dataset) == []
+    (file, problem), *others = dataset.errors
+    assert (file, others) == ("a.png", [])
+    assert problem.startswith("a.png: öde öde")
+
+
+def test_all_files_bad_ends_cleanly_and_a_good_run_removes_the_report(tmp_path):
+    bad, good = tmp_path / "bad.png", save_picture(tmp_path / "good.png")
+    bad.write_bytes(b"")
+    dataset = predict([bad], tmp_path / "out")
+    with pytest.raises(SystemExit, match="1 of 1 files failed"):
+        dataset.finish(tmp_path / "out")
+    assert (tmp_path / "out" / "errors.csv").exists()
+    assert len(rows_of(tmp_path / "out" / "summary.csv")) == 1, "a header only"
+    predict([good], tmp_path / "out").finish(tmp_path / "out")
+    assert not (tmp_path / "out" / "errors.csv").exists()
+
+
+def test_a_mended_file_is_no_longer_reported(tmp_path):
+    dataset = TolerantDataset([{"image": str(tmp_path / "late.png")}], load)
+    assert (len(list(dataset)), len(dataset.errors)) == (0, 1)
+    save_picture(tmp_path / "late.png")
+    assert (len(list(dataset)), len(dataset.errors)) == (1, 0)
+
+
+def test_a_progress_bar_runs_and_each_file_is_seen_once(tmp_path):
+    files = [save_picture(tmp_path / f"{i}.png") for i in range(3)] + [tmp_path / "missing.png"]
+    dataset = TolerantDataset([{"image": str(file)} for file in files], load)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Data iterator can not provide")
+        evaluator = run(dataset, ProgressBar())
+    assert evaluator.state.iteration == 3
+    assert len(dataset.errors) == 1

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+
+import mlflow
+import pytest
+import torch
+from fakes import open_verb
+from ignite.engine import Events
+
+from scripts.data.synthetic import ensure_dataset
+from scripts.errors import root_cause
+from scripts.networks.model_file import read_model_file
+from scripts.networks.sam_encoders import build_encoder, load_backbone
+
+# the real configs at their smallest: the tiny preset of the real encoder classes, a narrow decoder, few small crops
+TINY = {
+    "backbone": "vit_test",
+    "decoder_width": 4,
+    "crop_size": 64,
+    "batch_size": 4,
+    "batches_per_epoch": 2,
+    "val_interval": 1,
+    "tile_size": 256,
+}
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return str(ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A random tiny encoder and the checkpoint that training takes it from."""
+    torch.manual_seed(1)
+    encoder = build_encoder("vit_test")
+    load_backbone(encoder, {f"backbone.{k}": v for k, v in encoder.backbone.state_dict().items()})
+    path = tmp_path_factory.mktemp("weights") / "encoder.pth"
+    torch.save({f"image_encoder.{k}": v for k, v in encoder.backbone.state_dict().items()}, path)
+    return encoder, path
+
+
+@pytest.fixture(scope="module")
+def open_training(bundle_root, synthetic, encoder):
+    def open_training(output, **overrides):
+        arguments = {"dataset_dir": synthetic, "backbone_weights": str(encoder[1]), **TINY, **overrides}
+        return open_verb(bundle_root, "train", "train", output_dir=str(output), **arguments)
+
+    return open_training
+
+
+@pytest.fixture(scope="module")
+def trained(open_training, tmp_path_factory):
+    """One short training of three epochs: its workflow and its folder."""
+    output = tmp_path_factory.mktemp("ama")
+    workflow = open_training(output, max_epochs=3)
+    workflow.run()
+    return workflow, output / "synthetic_pink_ama_seed0"
+
+
+def _history(run_dir):
+    with (run_dir / "history.csv").open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_training_leaves_what_a_user_needs(trained):
+    _, run_dir = trained
+    for name in ("model.pt", "checkpoint.pt", "history.csv", "curves.png", "train.json"):
+        assert (run_dir / name).stat().st_size > 0, name
+    last = _history(run_dir)[-1]
+    assert 0 <= float(last["val_dice"]) <= 1 and float(last["val_hd95"]) >= 0
+    assert 0 < float(last["lambda"]) <= 0.1
+    assert {"domain_accuracy", "gradient_cosine", "train_dice_synthetic_dark"} <= last.keys()
+
+
+def test_training_is_filed_in_mlflow(trained):
+    _, run_dir = trained
+    client = mlflow.MlflowClient(f"sqlite:///{run_dir.parent / 'mlruns.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("ama_sam").experiment_id])
+    assert run.info.run_name == run_dir.name and run.info.status == "FINISHED"
+    assert run.data.params["mode"] == "ama" and run.data.params["auxiliary"] == "synthetic_blurred,synthetic_dark"
+    for name in ("val_dice", "train_dice_synthetic_pink", "lambda", "domain_accuracy"):
+        logged = {p.step: p.value for p in client.get_metric_history(run.info.run_id, name)}
+        assert logged == {int(row["epoch"]): pytest.approx(float(row[name])) for row in _history(run_dir)}
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert artifacts >= {"train.json", "history.csv", "curves.png"}
+
+
+def test_frozen_means_bit_identical_after_training(trained, encoder):
+    workflow, run_dir = trained
+    before = encoder[0].backbone.state_dict()
+    live = workflow.parser.get_parsed_content("network").image_encoder.backbone.state_dict()
+    saved = read_model_file(run_dir / "model.pt")["model"]
+    for name, value in before.items():
+        assert torch.equal(live[name], value), name
+        assert torch.equal(saved[f"image_encoder.backbone.{name}"].to(value.dtype), value), f"{name} in model.pt"
+
+
+def test_everything_that_is_not_frozen_was_trained(trained, open_training, tmp_path):
+    workflow, _ = trained
+    untrained = open_training(tmp_path, max_epochs=3).parser.get_parsed_content("model")
+    after = workflow.parser.get_parsed_content("model")
+    still = [
+        name
+        for (name, a), (_, b) in zip(after.named_parameters(), untrained.named_parameters())
+        if a.requires_grad and torch.equal(a, b)
+    ]
+    assert not still
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(trained, open_training, tmp_path):
+    _, run_dir = trained
+    interrupted = open_training(tmp_path, max_epochs=3)
+
+    def kill(engine):
+        raise KeyboardInterrupt
+
+    trainer = interrupted.parser.get_parsed_content("train::trainer")
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), kill)  # within the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    open_training(tmp_path, max_epochs=3, resume=True).run()
+
+    resumed_dir = tmp_path / run_dir.name
+    whole, resumed = (read_model_file(d / "model.pt")["model"] for d in (run_dir, resumed_dir))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    whole, resumed = (torch.load(d / "checkpoint.pt", weights_only=True)["parts"] for d in (run_dir, resumed_dir))
+    assert all(torch.equal(value, resumed["adversary"][name]) for name, value in whole["adversary"].items())
+    assert _history(resumed_dir) == _history(run_dir)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(trained, open_training, tmp_path):
+    _, run_dir = trained
+    open_training(tmp_path, max_epochs=3).run()
+    assert _history(tmp_path / run_dir.name) == _history(run_dir)
+    open_training(tmp_path, max_epochs=3, seed=7).run()
+    assert _history(tmp_path / "synthetic_pink_ama_seed7") != _history(run_dir)
+
+
+def test_a_second_run_never_overwrites_the_first(trained, open_training):
+    _, run_dir = trained
+    again = open_training(run_dir.parent, max_epochs=3)
+    assert again.parser.get_parsed_content("run_name") == f"{run_dir.name}_2"
+    shutil.rmtree(run_dir.parent / f"{run_dir.name}_2")
+
+
+@pytest.mark.parametrize("mode, coefficients", [("grl", [1, 1, 1]), ("joint", [0, 0, 0]), ("signed", [-1, 1, 1])])
+def test_the_mode_reaches_the_gradient_reversal(open_training, tmp_path, mode, coefficients):
+    parser = open_training(tmp_path, mode=mode).parser
+    assert parser.get_parsed_content("model").adversary.cgrl.coefficients.tolist() == coefficients
+
+
+def test_single_domain_training_has_no_adversary_and_no_other_domain(open_training, tmp_path):
+    workflow = open_training(tmp_path, mode="single", max_epochs=1)
+    workflow.run()
+    assert workflow.parser.get_parsed_content("model").adversary is None
+    items = workflow.parser.get_parsed_content("train::dataset").data
+    assert len(items) == 10 and all("synthetic_pink" in item["image"] for item in items)
+    assert "domain_accuracy" not in _history(tmp_path / "synthetic_pink_single_seed0")[0]
+
+
+def test_overrides_reach_the_objects(open_training, tmp_path):
+    parser = open_training(
+        tmp_path, learning_rate=0.5, lambda_max=0.7, auxiliary_weight=0.25, primary="synthetic_dark", out_channels=1
+    ).parser
+    assert parser.get_parsed_content("optimizer").defaults["lr"] == 0.5
+    iteration = parser.get_parsed_content("train::trainer")._process_function
+    assert (iteration.lambda_max, iteration.auxiliary_weight) == (0.7, 0.25)
+    assert parser.get_parsed_content("domain_names")[0] == "synthetic_dark"
+    assert parser.get_parsed_content("network").decoder.out_channels == 1
+
+
+def test_the_papers_single_channel_trains(open_training, tmp_path):
+    open_training(tmp_path, out_channels=1, max_epochs=1).run()
+    model = read_model_file(tmp_path / "synthetic_pink_ama_seed0" / "model.pt")
+    assert model["model"]["decoder.head.weight"].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"max_epoch": 3}, "unknown config key 'max_epoch' .did you mean 'max_epochs'"),
+        ({"train#lr": 3}, "train::lr"),
+        ({"primary": "tnbc"}, "no domain 'tnbc'.*synthetic_pink"),
+        ({"mode": "amma"}, "mode 'amma' is unknown"),
+        ({"auxiliary": "none"}, "--mode single"),
+        ({"backbone": "vit_x"}, "vit_b"),
+        ({"backbone_weights": "nowhere.pth"}, "nowhere.pth"),
+        ({"dataset_dir": "nowhere"}, "nowhere"),
+        ({"resume": True}, "no checkpoint to resume from"),
+    ],
+)
+def test_settings_that_cannot_work_are_told(open_training, tmp_path, overrides, message):
+    with pytest.raises(Exception) as told:  # noqa: B017 which class MONAI wraps it in does not matter
+        open_training(tmp_path, **overrides).run()
+    assert re.search(message, str(root_cause(told.value)))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(open_training, tmp_path):
+    workflow = open_training(tmp_path, max_epochs=1)
+    with torch.no_grad():
+        workflow.parser.get_parsed_content("network").decoder.head.bias.fill_(float("nan"))
+    with pytest.raises(RuntimeError) as told:
+        workflow.run()
+    assert isinstance(root_cause(told.value), FloatingPointError)
+    assert "learning_rate" in str(root_cause(told.value)) and ".png" in str(root_cause(told.value))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("ama_sam").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_a_checkpoint_of_another_encoder_is_not_resumed(trained, open_training, tmp_path):
+    _, run_dir = trained
+    shutil.copytree(run_dir, tmp_path / run_dir.name)
+    with pytest.raises(RuntimeError) as told:
+        open_training(tmp_path, max_epochs=5, resume=True, backbone_weights="random").run()
+    assert "encoder_fingerprint" in str(root_cause(told.value))

@@ -1,0 +1,235 @@
+"""The verbs as a user types them, each in a process of its own, and the configs they run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
+
+from scripts.data.synthetic import ensure_dataset
+from scripts.networks.model_file import load_model, read_model_file
+from scripts.setup_run import unknown_keys
+
+CONFIGS = ("train", "evaluate", "inference")
+VERBS = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}
+
+
+def _run(bundle_root, config, *arguments, inside=True, code=0):
+    """Run a verb from inside the bundle, or from the folder above it; returns what it printed."""
+    where = [] if inside else ["--bundle_root", "bundle"]
+    path = f"configs/{config}.json" if inside else f"bundle/configs/{config}.json"
+    command = [sys.executable, "-m", "monai.bundle", "run", VERBS[config], "--config_file", path, *where]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=bundle_root if inside else bundle_root.parent,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def shipped(bundle_root):
+    path = bundle_root / "models" / "model.pt"
+    assert path.stat().st_size <= 25 * 2**20, "the model zoo takes files of at most 25 MB"
+    return read_model_file(path)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic")
+
+
+# --- configs
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_key_of_a_config_is_used_and_a_stray_one_is_found(bundle_root, config):
+    content = ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json")
+    parser = ConfigParser(content)
+    parser.resolve_macro_and_relative_ids()
+    assert unknown_keys(parser.get(), [VERBS[config]]) == []
+    assert unknown_keys({**parser.get(), "epoch": 3}, [VERBS[config]]) == ["epoch"]
+
+
+def test_all_configs_build_the_same_network(bundle_root):
+    networks = [
+        ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")["network_def"]["decoder"] for c in CONFIGS
+    ]
+    assert networks[0] == networks[1] == networks[2]
+    defaults = [
+        {k: ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")[k] for k in ("backbone", "tile_size")}
+        for c in CONFIGS
+    ]
+    assert defaults[0] == defaults[1] == defaults[2]
+
+
+@pytest.mark.parametrize("config, kind", [("train", "train"), ("inference", "infer")])
+def test_the_properties_monai_asks_of_a_bundle_resolve(bundle_root, shipped, synthetic, tmp_path, config, kind):
+    data = synthetic if config == "train" else os.path.join(synthetic, "synthetic_pink", "images")
+    workflow = ConfigWorkflow(
+        config_file=str(bundle_root / "configs" / f"{config}.json"),
+        workflow_type=kind,
+        bundle_root=str(bundle_root),
+        logging_file=False,
+        dataset_dir=data,
+        output_dir=str(tmp_path),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    for name, about in workflow.properties.items():
+        if about["required"]:
+            assert getattr(workflow, name) is not None, name
+
+
+# --- weights
+
+
+def test_the_shipped_model_tells_where_it_comes_from(shipped):
+    provenance = shipped["provenance"]
+    assert provenance["domains"][0] == "tnbc" and "monuseg" not in provenance["domains"]
+    assert provenance["mode"] == "ama" and 0 < provenance["val_dice"] <= 1
+
+
+def test_the_shipped_encoder_is_mobile_sam(shipped, mobile_sam):
+    from scripts.networks.sam_encoders import fingerprint
+    from scripts.networks.weights import load_encoder
+
+    assert fingerprint(load_encoder("vit_t", mobile_sam)) == shipped["provenance"]["encoder_fingerprint"]
+
+
+def test_training_without_any_weights_file_takes_the_encoder_from_the_bundle(bundle_root, shipped):
+    from scripts.networks.sam_encoders import fingerprint
+    from scripts.networks.weights import load_encoder
+
+    encoder = load_encoder("vit_t", models_dir=bundle_root / "models")
+    assert fingerprint(encoder) == shipped["provenance"]["encoder_fingerprint"]
+
+
+def _network(bundle_root):
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "inference.json"))
+    return parser.get_parsed_content("network_def")
+
+
+@pytest.mark.parametrize("problem", ["missing", "truncated", "foreign"])
+def test_a_model_file_that_cannot_be_used_is_named(bundle_root, shipped, tmp_path, problem):
+    path = tmp_path / "model.pt"
+    if problem == "truncated":
+        path.write_bytes((bundle_root / "models" / "model.pt").read_bytes()[:100_000])
+    if problem == "foreign":
+        torch.save({"weights": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="model.pt.*--ckpt_path"):
+        load_model(_network(bundle_root), path)
+
+
+def test_a_model_of_another_width_says_which_settings_it_needs(bundle_root, shipped, tmp_path):
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "inference.json"))
+    parser["decoder_width"] = 4
+    with pytest.raises(ValueError, match="--decoder_width 16"):
+        load_model(parser.get_parsed_content("network_def"), bundle_root / "models" / "model.pt")
+
+
+# --- verbs
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_segment_from_the_command_line(bundle_root, shipped, synthetic, tmp_path):
+    """The whole path on the synthetic default, training from outside the bundle and the rest from inside."""
+    printed = _run(
+        bundle_root, "train", "--dataset_dir", synthetic, "--output_dir", tmp_path, "--max_epochs", 1,
+        "--batches_per_epoch", 2, "--batch_size", 4, "--crop_size", 64, "--val_interval", 1, inside=False,
+    )  # fmt: skip
+    assert "val_dice" in printed
+    model = tmp_path / "synthetic_pink_ama_seed0" / "model.pt"
+
+    out = tmp_path / "evaluation"
+    printed = _run(
+        bundle_root, "evaluate", "--dataset_dir", synthetic, "--ckpt_path", model, "--split", "testing",
+        "--output_dir", out,
+    )  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["domains"]) == {"synthetic_pink", "synthetic_dark", "synthetic_blurred"}
+    for domain in metrics["domains"].values():
+        for name in ("dice", "iou", "hd_px", "hd95_px", "surface_dice", "aji", "pq", "f1_50"):
+            assert {"mean", "std", "n"} <= domain[name].keys(), name
+        assert isinstance(domain["undefined"], int)
+    with (out / "metrics.csv").open() as f:
+        assert len(list(csv.DictReader(f))) == sum(d["images"] for d in metrics["domains"].values())
+    assert len(list((out / "overlays").glob("synthetic_pink_*.png"))) == 3
+    assert "dice" in printed
+
+
+@pytest.mark.slow
+def test_inferring_goes_on_after_a_broken_file(bundle_root, shipped, real_data, tmp_path):
+    """Real tissue in several forms beside a broken file: all the others are segmented, at the size of the input."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    tile = Image.open(real_data / "tnbc" / "images" / "09_1.png").convert("RGB")
+    tile.save(images / "rgb.png")
+    tile.convert("L").save(images / "grey.tif")
+    tile.convert("RGBA").crop((0, 0, 300, 200)).save(images / "odd_size.png")
+    tile.crop((0, 0, 60, 45)).save(images / "smaller_than_a_tile.jpg", quality=95)
+    Image.fromarray(np.asarray(tile.convert("L")).astype(np.uint16) * 257).save(images / "sixteen_bit.png")
+    (images / "broken.png").write_bytes((images / "rgb.png").read_bytes()[:5000])
+
+    printed = _run(bundle_root, "inference", "--dataset_dir", images, "--output_dir", out, code=1)
+    assert "1 of 6 files failed" in printed
+    with (out / "errors.csv").open() as f:
+        (error,) = csv.DictReader(f)
+    assert error["file"].endswith("broken.png")
+    for path in images.iterdir():
+        if path.stem == "broken":
+            assert not list(out.glob("broken*"))
+            continue
+        mask = np.asarray(Image.open(out / f"{path.stem}_mask.png"))
+        instances = np.asarray(Image.open(out / f"{path.stem}_instances.png"))
+        assert mask.shape == instances.shape == Image.open(path).size[::-1]
+        assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
+        assert instances.dtype == np.uint16 and ((instances > 0) == (mask > 0)).all()
+        assert (out / f"{path.stem}_overlay.png").is_file()
+    truth = np.asarray(Image.open(real_data / "tnbc" / "labels" / "09_1.png")) > 0
+    found = np.asarray(Image.open(out / "rgb_mask.png")) > 0
+    assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.6, "the shipped model finds real nuclei"
+
+    shutil.rmtree(out)
+    (images / "broken.png").unlink()
+    _run(bundle_root, "inference", "--dataset_dir", images, "--output_dir", out, inside=False)
+    assert not (out / "errors.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_misspelt_override_ends_with_one_clear_line(bundle_root, shipped, synthetic, tmp_path):
+    printed = _run(bundle_root, "train", "--dataset_dir", synthetic, "--output_dir", tmp_path, "--max_epoch", 3, code=1)
+    assert "did you mean 'max_epochs'" in printed.strip().splitlines()[-1]
+
+
+def test_monais_own_checks_pass(bundle_root, shipped):
+    command = [sys.executable, "-m", "monai.bundle", "verify_net_in_out", "--net_id", "network_def", "--meta_file"]
+    arguments = ["configs/metadata.json", "--config_file", "configs/inference.json", "--n", "2"]
+    done = subprocess.run([*command, *arguments], cwd=bundle_root, capture_output=True, text=True)
+    assert done.returncode == 0 and "verified with no error" in done.stdout + done.stderr, done.stderr[-2000:]
+
+
+def test_metadata_follows_the_schema(bundle_root):
+    """`verify_metadata` with the schema beside the data, where there is one; the zoo's CI downloads it."""
+    from conftest import SHARED
+
+    schema = SHARED / "schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip(f"metadata schema not found at {schema}; set AMA_SAM_TEST_DATA")
+    command = [sys.executable, "-m", "monai.bundle", "verify_metadata", "--meta_file", "configs/metadata.json"]
+    done = subprocess.run([*command, "--filepath", str(schema)], cwd=bundle_root, capture_output=True, text=True)
+    assert done.returncode == 0 and "metadata is verified" in done.stdout + done.stderr, done.stderr[-2000:]
