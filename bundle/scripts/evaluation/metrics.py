@@ -35,7 +35,7 @@ def image_metrics(
         tolerance_px: how far apart two outlines may be to count as agreeing in the surface Dice, in pixels.
 
     Returns:
-        ``dice, iou, hd_px, hd95_px, surface_dice_<tolerance>px, undefined`` of the masks (see :func:`mask_scores`),
+        ``dice, iou, hd_px, hd95_px, surface_dice, undefined`` of the masks (see :func:`mask_scores`),
         ``aji, pq, dq, sq, f1_50, n_true, n_pred`` of the instances (see :func:`instance_scores`), and
         ``hd_um, hd95_um`` when ``mpp`` is known.
 
@@ -68,22 +68,21 @@ def mask_scores(pred: np.ndarray, true: np.ndarray, tolerance_px: float = 2.0) -
     """
     Dice, IoU, Hausdorff distance, its 95th percentile and surface Dice of two (H, W) masks, all by MONAI.
 
-    ``hd_px`` and ``hd95_px`` are in pixels; the surface Dice carries its tolerance in its key.
+    ``hd_px`` and ``hd95_px`` are in pixels, as is the tolerance of the surface Dice.
     """
-    surface_key = f"surface_dice_{tolerance_px:g}px"
     hd, undefined = hausdorff_distance(pred, true)
     hd95, _ = hausdorff_distance(pred, true, percentile=95)
     scores = {"hd_px": hd, "hd95_px": hd95, "undefined": int(undefined)}
     p, t = _one_hot(pred), _one_hot(true)
     if not (p.any() and t.any()):
         agreement = 0.0 if undefined else 1.0
-        return {"dice": agreement, "iou": agreement, surface_key: agreement} | scores
+        return {"dice": agreement, "iou": agreement, "surface_dice": agreement} | scores
     with _without_monai_deprecation():
         surface = compute_surface_dice(p, t, [float(tolerance_px)], include_background=True)
     return {
         "dice": compute_dice(p, t).item(),
         "iou": compute_iou(p, t).item(),
-        surface_key: surface.item(),
+        "surface_dice": surface.item(),
     } | scores
 
 

@@ -95,7 +95,8 @@ class EvaluationReport:
         overall = summarise(self.rows)
         self._write_csv()
         with atomic_path(self.output_dir / "metrics.json") as path:
-            content = {"units": UNITS, "domains": summaries, "overall": overall, "provenance": self.provenance}
+            units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
+            content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
             path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         self._write_overlays(names)
         for name, summary in summaries.items():

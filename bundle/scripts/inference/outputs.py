@@ -15,7 +15,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
 from PIL import Image
-from skimage.segmentation import relabel_sequential
 from torch.utils.data import get_worker_info
 
 from scripts.errors import DataError, root_cause
@@ -100,9 +99,9 @@ class PredictionWriter:
     """
     MONAI/ignite handler that writes what an evaluator predicts, image by image.
 
-    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` and
-    ``spatial_shape`` (the file's own height and width) in the meta data, and ``mask`` and ``instances`` (1, H, W).
-    Writes into ``output_dir``, in the size of the file and under names by :func:`output_names`,
+    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` in
+    the meta data, and ``mask`` and ``instances`` (1, H, W). Writes into ``output_dir``, under names by
+    :func:`output_names`,
 
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
@@ -150,17 +149,15 @@ class PredictionWriter:
         for item in engine.state.output:
             file = str(item["image"].meta["filename_or_obj"])
             image, mask, instances = (np.asarray(item[key].cpu()) for key in ("image", "mask", "instances"))
-            size = tuple(int(side) for side in item["image"].meta["spatial_shape"])
-            mask, instances = _to_size(mask[0] > 0, size), _to_size(instances[0], size)
+            mask, instances = mask[0] > 0, instances[0]
             name = self.names[os.path.abspath(file)]
             self._save_image(name, "mask.png", mask.astype(np.uint8) * 255)
             nuclei = self._save_instances(name, instances)
-            self._save_image(name, "overlay.png", overlay(_image_to_size(image, size), instances))
+            self._save_image(name, "overlay.png", overlay(image, instances))
             self.rows.append((file, nuclei, round(float(mask.mean()), 6), round(seconds, 3)))
 
     def _save_instances(self, name: str, instances: np.ndarray) -> int:
         """Save an (H, W) map of nuclei with ids 1..N, and count them."""
-        instances, _, _ = relabel_sequential(instances)  # resampling may have lost a small one
         nuclei = int(instances.max(initial=0))
         other_kind = self._target(name, "instances.tif")
         if nuclei <= np.iinfo(np.uint16).max:
@@ -230,22 +227,6 @@ def _root_problem(error: BaseException) -> bytes:
     error = root_cause(error)
     text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split()).encode()[:MESSAGE_BYTES]
-
-
-def _to_size(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) mask or ids to (H', W') by the nearest pixel: the network may have seen the file resampled."""
-    if plane.shape == size:
-        return plane
-    rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(int) for new, old in zip(size, plane.shape))
-    return plane[np.ix_(rows, columns)]
-
-
-def _image_to_size(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(3, H, W) RGB in [0, 255] to (3, H', W')."""
-    if image.shape[1:] == size:
-        return image
-    pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
-    return np.asarray(pixels.resize(size[::-1])).transpose(2, 0, 1)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

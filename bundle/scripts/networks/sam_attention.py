@@ -27,45 +27,40 @@ def position_table(rel_pos: Tensor, size: int) -> Tensor:
     return rel_pos[place[:, None] - place + size - 1]
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, bias_bytes: int = 32 * 1024 * 1024
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, bias_bytes: int) -> Tensor:
     """
     Attention over an H x W grid with decomposed relative positions, without the whole (H W) x (H W) bias.
 
-    softmax(q k / sqrt(C) + q rows + q columns) v. The bias is laid out for some queries at a time, few enough to
-    stay in cache, and each part goes through torch's fused attention. Decomposition: Li et al., MViTv2,
-    arXiv:2112.01526, eq. 4.
+    softmax(q k / sqrt(C) + q rows + q columns) v. The bias is laid out for some queries at a time, and each part goes
+    through torch's fused attention. Decomposition: Li et al., MViTv2, arXiv:2112.01526, eq. 4.
 
     Args:
-        q, k, v: (B, heads, H * W, C).
+        q, k, v: (maps, H * W, C), a map being one head of one image or window.
         rows, columns: position tables (H, H, C) and (W, W, C).
-        bias_bytes: size at which the bias is cut.
+        bias_bytes: the bias is cut to this size, or to one line of the grid.
 
     Returns:
-        (B, H * W, heads * C).
+        (maps, H * W, C).
     """
-    b, heads, n, c = q.shape
+    n, c = q.shape[1], q.shape[2]
     h, w = rows.shape[0], columns.shape[0]
-    grid = q.reshape(b, heads, h, w, c)
-    by_row = torch.einsum("bnhwc,hkc->bnhwk", grid, rows).contiguous()
-    by_column = torch.einsum("bnhwc,wkc->bnhwk", grid, columns).contiguous()
+    grid = q.view(-1, h, w, c)
+    by_row = torch.einsum("mhwc,hkc->mhwk", grid, rows).contiguous().unsqueeze(4)
+    by_column = torch.einsum("mhwc,wkc->mhwk", grid, columns).contiguous().unsqueeze(3)
 
-    # as many grid lines as fit, and, when a whole grid fits, as many of the batch
-    line_bytes = 4 * heads * w * n
+    # as many grid lines as fit, and as many maps when whole ones fit
+    line_bytes = 4 * w * n
     lines = min(h, max(1, bias_bytes // line_bytes))
-    batch = max(1, bias_bytes // (line_bytes * h))
+    maps = max(1, bias_bytes // (line_bytes * h))
     parts: list[Tensor] = []
-    for i in range(0, b, batch):
+    for i in range(0, q.shape[0], maps):
         done: list[Tensor] = []
         for j in range(0, h, lines):
-            bias = by_row[i : i + batch, :, j : j + lines, :, :, None]
-            bias = bias + by_column[i : i + batch, :, j : j + lines, :, None, :]
-            queries = q[i : i + batch, :, j * w : (j + lines) * w]
-            out = F.scaled_dot_product_attention(
-                queries, k[i : i + batch], v[i : i + batch], attn_mask=bias.flatten(4).flatten(2, 3)
-            )
-            done.append(out.transpose(1, 2).flatten(2))
+            bias = by_row[i : i + maps, j : j + lines] + by_column[i : i + maps, j : j + lines]
+            bias = bias.flatten(3).flatten(1, 2).unsqueeze(0)
+            queries = q[i : i + maps, j * w : (j + lines) * w].unsqueeze(0)
+            keys, values = k[i : i + maps].unsqueeze(0), v[i : i + maps].unsqueeze(0)
+            done.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)[0])
         parts.append(torch.cat(done, dim=1))
     return torch.cat(parts)
 
@@ -94,11 +89,14 @@ class FusedAttention(nn.Module):
             qkv, rows, columns = to_windows(qkv, self.qkv.bias, self.window), self.window, self.window
         else:
             qkv, rows, columns = qkv.flatten(1, 2), h, w
-        qkv = qkv.view(-1, rows * columns, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        # (3, images or windows times heads, tokens, channels of a head)
+        qkv = qkv.view(-1, rows * columns, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).flatten(1, 2)
         tables = position_table(self.rel_pos_h, rows), position_table(self.rel_pos_w, columns)
-        x = attend(qkv[0], qkv[1], qkv[2], tables[0], tables[1])
-        x = from_windows(x, self.window, h, w) if self.window > 0 else x.view(-1, h, w, c)
-        return self.proj(x)
+        # a CPU is fastest while the bias stays in cache; a GPU when there is enough work to fill it
+        bias_bytes = 2**25 if x.device.type == "cpu" else 2**30
+        x = attend(qkv[0], qkv[1], qkv[2], tables[0], tables[1], bias_bytes)
+        x = x.view(-1, self.num_heads, rows * columns, c // self.num_heads).transpose(1, 2).flatten(2)
+        return self.proj(from_windows(x, self.window, h, w) if self.window > 0 else x.view(-1, h, w, c))
 
 
 class FusedBlock(nn.Module):
