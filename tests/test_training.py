@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 
@@ -11,7 +12,7 @@ from fakes import open_verb
 from ignite.engine import Events
 
 from scripts.data.synthetic import ensure_dataset
-from scripts.errors import root_cause
+from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
 from scripts.networks.sam_encoders import build_encoder, load_backbone
 
@@ -177,6 +178,47 @@ def test_the_papers_single_channel_trains(open_training, tmp_path):
     open_training(tmp_path, out_channels=1, max_epochs=1).run()
     model = read_model_file(tmp_path / "synthetic_pink_ama_seed0" / "model.pt")
     assert model["model"]["decoder.head.weight"].shape[0] == 1
+
+
+def test_training_stops_when_validation_no_longer_improves(open_training, tmp_path):
+    open_training(tmp_path, max_epochs=9, learning_rate=0.0, patience=2).run()
+    assert len(_history(tmp_path / "synthetic_pink_ama_seed0")) == 3  # the first is the best, two bring nothing
+
+
+def test_a_domain_list_in_an_overlay_config_replaces_the_folder_settings(open_training, synthetic, tmp_path):
+    domains = [
+        {"name": "theirs", "role": "auxiliary", "root": f"{synthetic}/synthetic_blurred", "mpp": 0.5},
+        {"name": "mine", "role": "primary", "root": f"{synthetic}/synthetic_dark", "datalist": "split.json"},
+    ]
+    workflow = open_training(tmp_path, domains=domains, target_mpp=0.25, max_epochs=1)
+    workflow.run()
+    assert _history(tmp_path / "mine_ama_seed0")[0].keys() >= {"train_dice_mine", "train_dice_theirs"}
+    alone = open_training(tmp_path, domains=domains, mode="single").parser
+    assert {item["domain_name"] for item in alone.get_parsed_content("train::dataset").data} == {"mine"}
+    twice = [{**entry, "role": "primary"} for entry in domains]
+    with pytest.raises(RuntimeError) as told:
+        open_training(tmp_path, domains=twice).run()
+    assert re.search("2 domains are primary: theirs, mine", str(root_cause(told.value)))
+
+
+def test_without_a_validation_part_the_last_epoch_is_kept(open_training, synthetic, tmp_path):
+    shutil.copytree(f"{synthetic}/synthetic_pink", tmp_path / "data" / "pink")
+    split = json.loads((tmp_path / "data" / "pink" / "split.json").read_text())
+    (tmp_path / "data" / "pink" / "split.json").write_text(json.dumps({"training": split["training"]}))
+    open_training(tmp_path, dataset_dir=str(tmp_path / "data"), mode="single", max_epochs=2).run()
+    model = read_model_file(tmp_path / "pink_single_seed0" / "model.pt")
+    assert model["provenance"]["epoch"] == 2 and "val_dice" not in model["provenance"]
+
+
+@pytest.mark.parametrize("broken", ["image", "label"])
+def test_a_broken_training_file_is_named(open_training, synthetic, tmp_path, broken):
+    shutil.copytree(f"{synthetic}/synthetic_pink", tmp_path / "data" / "pink")
+    entry = json.loads((tmp_path / "data" / "pink" / "split.json").read_text())["training"][3]
+    path = tmp_path / "data" / "pink" / entry[broken]
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RuntimeError) as told:
+        open_training(tmp_path, dataset_dir=str(tmp_path / "data"), mode="single", max_epochs=1).run()
+    assert isinstance(root_cause(told.value), DataError) and str(path) in str(root_cause(told.value))
 
 
 @pytest.mark.parametrize(

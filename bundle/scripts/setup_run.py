@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ from scripts.files import atomic_path
 
 __all__ = ["executed_config", "setup_run", "unknown_keys"]
 
-# what MONAI calls or patches by name, so that nothing in a config needs to refer to it
-_ENTRY_POINTS = {"imports", "initialize", "finalize", "run", "_meta_", "displayable_configs", "training"}
+# what MONAI adds or reads by name
+_MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
 _REFERENCE = re.compile(r"@([\w:#]+)")
 
 
-def setup_run(seed: int, verbs: Sequence[str], output_dir: str | os.PathLike, config_name: str) -> None:
+def setup_run(seed: int, defaults: str | os.PathLike, output_dir: str | os.PathLike) -> None:
     """
     First step of every verb: refuse unknown config keys, fix random seeds, end errors with their cause.
 
     Args:
         seed: seeds Python, NumPy and PyTorch.
-        verbs: names of the config's run lists, which nothing refers to.
-        output_dir: the executed config (with overrides) is written here,
-        config_name: under this file name.
+        defaults: the bundle's own config of this verb: it tells which keys there are.
+        output_dir: the executed config, with all overrides, is written here under the same name.
 
     Raises:
         ValueError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt.
@@ -40,9 +39,10 @@ def setup_run(seed: int, verbs: Sequence[str], output_dir: str | os.PathLike, co
     sys.excepthook = _print_cause_last
     config = executed_config()
     if config is not None:
-        _refuse_unknown_keys(config, verbs)
-        with atomic_path(Path(output_dir) / config_name) as path:
-            path.write_text(json.dumps(_without_metadata(config), indent=4, default=str) + "\n")
+        _refuse_unknown_keys(config, ConfigParser.load_config_file(defaults))
+        with atomic_path(Path(output_dir) / Path(defaults).name) as path:
+            executed = {key: value for key, value in config.items() if key != "_meta_"}
+            path.write_text(json.dumps(executed, indent=4, default=str) + "\n")
     set_determinism(seed=seed)
 
 
@@ -61,48 +61,46 @@ def executed_config() -> dict | None:
     return None
 
 
-def unknown_keys(config: dict, verbs: Sequence[str] = ()) -> list[str]:
+def unknown_keys(config: dict, defaults: dict) -> list[str]:
     """
-    Keys nothing refers to: at the top, and one level down in plain sections such as ``train`` and ``validate``.
+    Keys that neither the defaults have nor anything in the config refers to.
+
+    Looked at are the top level and one level below it in plain sections such as ``train`` and ``validate``; deeper
+    ones are arguments, which the classes they are for check themselves.
 
     Args:
-        config: a bundle configuration.
-        verbs: ids that are run by name.
+        config: the configuration that is executed.
+        defaults: the bundle's own, without overrides.
     """
-    used = {ref.replace("#", "::") for text in _strings(config) for ref in _REFERENCE.findall(text)}
+    used = {reference.replace("#", "::") for text in _strings(config) for reference in _REFERENCE.findall(text)}
     # `@a::b::c` uses a, a::b and a::b::c
-    used |= {"::".join(ref.split("::")[:n]) for ref in used for n in range(1, ref.count("::") + 1)}
-    unknown = []
-    for key, value in config.items():
-        if key in _ENTRY_POINTS or key in verbs:
-            continue
-        if key not in used:
-            unknown.append(key)
-        elif isinstance(value, dict) and "_target_" not in value and any(u.startswith(f"{key}::") for u in used):
-            unknown += [
-                f"{key}::{sub}" for sub in value if key not in _whole(used, key) and f"{key}::{sub}" not in used
-            ]
-    return unknown
+    used |= {"::".join(reference.split("::")[:n]) for reference in used for n in (1, 2)}
+    return sorted(_keys(config) - _keys(defaults) - used - _MONAI_KEYS)
 
 
-def _whole(used: set[str], key: str) -> set[str]:
-    """{key} where the section is referred to as a whole (then all of its parts are in use), else nothing."""
-    return set() if any(u.startswith(f"{key}::") for u in used) else {key}
+def _keys(config: dict) -> set[str]:
+    sections = {
+        key: value
+        for key, value in config.items()
+        if isinstance(value, dict) and "_target_" not in value and key not in _MONAI_KEYS
+    }
+    return {*config, *(f"{key}::{sub}" for key, section in sections.items() for sub in section)}
 
 
-def _refuse_unknown_keys(config: dict, verbs: Sequence[str]) -> None:
-    unknown = unknown_keys(config, verbs)
+def _refuse_unknown_keys(config: dict, defaults: dict) -> None:
+    unknown = unknown_keys(config, defaults)
     if not unknown:
         return
-    known = [k for k in config if k not in unknown and k not in _ENTRY_POINTS and k not in verbs]
-    settings = sorted(k for k in known if not isinstance(config[k], dict) and not str(config[k]).startswith("$"))
+    known = _keys(defaults)
     hints = []
     for key in unknown:
         close = difflib.get_close_matches(key, known, n=1)
         hints.append(f"'{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+    settings = sorted(key for key in defaults if not isinstance(defaults[key], (dict, list)))
+    parts = sorted(set(defaults) - set(settings))
     raise ValueError(
-        f"unknown config key {', '.join(hints)}: nothing uses it. Settings: {', '.join(settings)}. "
-        f"Other keys: {', '.join(sorted(set(known) - set(settings)))}"
+        f"unknown config key {', '.join(hints)}: nothing uses it. "
+        f"Settings: {', '.join(settings)}. Parts: {', '.join(parts)}"
     )
 
 
@@ -114,10 +112,6 @@ def _strings(config: Any) -> Iterator[str]:
             yield from _strings(value)
     elif isinstance(config, str):
         yield config
-
-
-def _without_metadata(config: dict) -> dict:
-    return {k: v for k, v in config.items() if k != "_meta_"}
 
 
 def _print_cause_last(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -9,6 +9,17 @@ from scripts.networks.tiny_vit import from_windows, to_windows
 __all__ = ["FusedBlock", "attend", "position_table"]
 
 
+def work_bytes(x: Tensor) -> int:
+    """
+    Size of intermediate tensors to stay below on the device of ``x``.
+
+    On a CPU such pieces stay in cache, and in memory that malloc reuses: from 32 MiB on, glibc maps fresh pages for
+    every tensor, whose first touch costs more than the arithmetic on them. A GPU wants enough work to be filled.
+    """
+    mebibyte = 1024 * 1024
+    return 16 * mebibyte if x.device.type == "cpu" else 1024 * mebibyte
+
+
 def position_table(rel_pos: Tensor, size: int) -> Tensor:
     """
     Position vectors of all (query, key) pairs along one axis.
@@ -92,15 +103,18 @@ class FusedAttention(nn.Module):
         # (3, images or windows times heads, tokens, channels of a head)
         qkv = qkv.view(-1, rows * columns, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4).flatten(1, 2)
         tables = position_table(self.rel_pos_h, rows), position_table(self.rel_pos_w, columns)
-        # a CPU is fastest while the bias stays in cache; a GPU when there is enough work to fill it
-        bias_bytes = 2**25 if x.device.type == "cpu" else 2**30
-        x = attend(qkv[0], qkv[1], qkv[2], tables[0], tables[1], bias_bytes)
+        x = attend(qkv[0], qkv[1], qkv[2], tables[0], tables[1], work_bytes(x))
         x = x.view(-1, self.num_heads, rows * columns, c // self.num_heads).transpose(1, 2).flatten(2)
         return self.proj(from_windows(x, self.window, h, w) if self.window > 0 else x.view(-1, h, w, c))
 
 
 class FusedBlock(nn.Module):
-    """One of segment-anything's ViT ``Block`` s with :class:`FusedAttention`; tokens (B, H, W, C) in and out."""
+    """
+    One of segment-anything's ViT ``Block`` s with :class:`FusedAttention`; tokens (B, H, W, C) in and out.
+
+    What does not look beyond a strip of the grid, the perceptron and the attention inside windows, is computed strip
+    by strip, see :func:`work_bytes`.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -108,5 +122,15 @@ class FusedBlock(nn.Module):
         self.attn = FusedAttention(block.attn, block.window_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+        widest = 4 * x.shape[0] * x.shape[2] * self.mlp.lin1.out_features  # bytes of a line inside the perceptron
+        lines = max(1, work_bytes(x) // widest)
+        if self.attn.window > 0:
+            lines = max(1, lines // self.attn.window) * self.attn.window
+            return torch.cat([self.transform(self.mix(strip)) for strip in x.split(lines, dim=1)], dim=1)
+        return torch.cat([self.transform(strip) for strip in self.mix(x).split(lines, dim=1)], dim=1)
+
+    def mix(self, x: Tensor) -> Tensor:
+        return x + self.attn(self.norm1(x))
+
+    def transform(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.norm2(x))
