@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import io
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from skimage.measure import regionprops
 from torch import nn
 
+from scripts.networks import sam_attention
 from scripts.networks.sam_encoders import (
     BACKBONES,
     PIXEL_MEAN,
@@ -272,25 +274,54 @@ def small_vit():
     vit = sam_modeling().ImageEncoderViT(
         img_size=128, embed_dim=16, depth=3, num_heads=2, use_rel_pos=True, window_size=3, global_attn_indexes=(0, 2)
     )
-    return randomised(vit).requires_grad_(False)
+    randomised(vit).requires_grad_(False)
+    for name, parameter in vit.named_parameters():
+        if "rel_pos" in name or "qkv.weight" in name:
+            parameter.mul_(10)  # so that attention, and the relative positions in it, decide the result
+    return vit
 
 
-def test_sam_vit_gives_the_blocks_outputs_and_upstreams_result(small_vit):
-    outputs = []
-    hook = small_vit.blocks[0].register_forward_hook(lambda m, args, out: outputs.append(out))
-    image = torch.randn(2, 3, 128, 128)
-    expected = small_vit(image)
-    hook.remove()
+def upstream_at(vit, size):
+    """segment-anything's encoder at another size than it was made for: it interpolates all but absolute positions."""
+    vit = copy.deepcopy(vit)
+    grid = [s // 16 for s in size]
+    position = F.interpolate(vit.pos_embed.permute(0, 3, 1, 2), grid, mode="bicubic", antialias=True)
+    vit.pos_embed.data = position.permute(0, 2, 3, 1)
+    return vit
+
+
+# 8 x 8 tokens are the stored size; 6 x 10 needs interpolation; windows of 3 divide neither 8 nor 10
+@pytest.mark.parametrize("size", [(128, 128), (96, 160)])
+@pytest.mark.parametrize("work_bytes", [1, 10_000, 2**24])
+def test_sam_vit_equals_upstream_however_its_work_is_cut(small_vit, size, work_bytes, monkeypatch):
+    monkeypatch.setattr(sam_attention, "work_bytes", lambda x: work_bytes)
+    upstream = upstream_at(small_vit, size) if size != (128, 128) else small_vit
+    tapped = []
+    upstream.blocks[0].register_forward_hook(lambda module, args, out: tapped.append(out.permute(0, 3, 1, 2)))
+    image = torch.randn(2, 3, *size)
+    expected = upstream(image)
     features = SamViT(small_vit, taps=(0,))(image)
-    torch.testing.assert_close(features[0], outputs[0].permute(0, 3, 1, 2))
-    torch.testing.assert_close(features[1], expected)
+    for feature, wanted in zip(features, (tapped[0], expected), strict=True):
+        torch.testing.assert_close(feature, wanted, atol=1e-5 * wanted.abs().max().item(), rtol=0)
 
 
-def test_sam_vit_interpolates_positions_to_other_sizes(small_vit):
-    """A constant position embedding stays that constant, so that only its grid changes."""
+def test_relative_positions_matter_in_that_comparison(small_vit):
+    """With upstream's initial zeros a wrong bias would pass unseen."""
+    image = torch.randn(1, 3, 128, 128)
+    without = copy.deepcopy(small_vit)
+    for name, parameter in without.named_parameters():
+        if "rel_pos" in name:
+            parameter.data.zero_()
+    difference = (small_vit(image) - without(image)).abs().max()
+    assert difference > 1e-2 * small_vit(image).abs().max()
+
+
+def test_scripted_sam_vit_equals_eager(small_vit):
     vit = SamViT(small_vit, taps=(0,))
-    features = vit(torch.randn(1, 3, 64, 160))
-    assert [tuple(f.shape) for f in features] == [(1, 16, 4, 10), (1, 256, 4, 10)]
+    scripted = torch.jit.script(vit)
+    image = torch.randn(1, 3, 96, 160)
+    for eager, script in zip(vit(image), scripted(image), strict=True):
+        torch.testing.assert_close(script, eager)
 
 
 def test_sam_modules_come_without_torchvision_and_leave_the_package_alone(bundle_root):
