@@ -316,6 +316,11 @@ def test_relative_positions_matter_in_that_comparison(small_vit):
     assert difference > 1e-2 * small_vit(image).abs().max()
 
 
+def test_sam_vit_has_upstreams_parameter_names(small_vit):
+    """So that the published checkpoints load, strictly."""
+    assert SamViT(small_vit, taps=()).state_dict().keys() == small_vit.state_dict().keys()
+
+
 def test_scripted_sam_vit_equals_eager(small_vit):
     vit = SamViT(small_vit, taps=(0,))
     scripted = torch.jit.script(vit)

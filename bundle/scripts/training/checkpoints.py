@@ -89,16 +89,24 @@ class TrainingCheckpoint:
     Args:
         path: the file.
         parts: objects with ``state_dict``/``load_state_dict``, by name.
+        best_model: attached with this handler and before it, for what it remembers belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
         resume: load ``path`` before the first epoch; DataError when it is missing, unreadable or of another set-up.
     """
 
     def __init__(
-        self, path: str | os.PathLike, parts: Mapping[str, Any], identity: Mapping[str, Any], resume: bool = False
+        self,
+        path: str | os.PathLike,
+        parts: Mapping[str, Any],
+        best_model: BestModel,
+        identity: Mapping[str, Any],
+        resume: bool = False,
     ) -> None:
-        self.path, self.parts, self.identity, self.resume = Path(path), dict(parts), dict(identity), resume
+        self.path, self.best_model, self.identity, self.resume = Path(path), best_model, dict(identity), resume
+        self.parts = {**parts, "best_model": best_model}
 
     def attach(self, engine: Engine) -> None:
+        self.best_model.attach(engine)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
