@@ -140,10 +140,11 @@ def test_scripted_equals_eager_after_saving(small_encoder, size):
 
 
 @pytest.mark.slow
-def test_a_clicked_nucleus_is_segmented_by_mobile_sams_own_decoder(vit_t, checkpoint, real_data):
-    """Measured on this image: median IoU .91 (other TNBC images .68 and .76); a wrong encoder gives near 0."""
-    image = np.array(Image.open(real_data / "tnbc/images/09_1.png").convert("RGB"))
-    labels = np.array(Image.open(real_data / "tnbc/labels/09_1.png")).astype(np.int64)
+@pytest.mark.parametrize("name, least", [("01_1", 0.6), ("07_1", 0.6), ("09_1", 0.75)])
+def test_a_clicked_nucleus_is_segmented_by_mobile_sams_own_decoder(vit_t, checkpoint, real_data, name, least):
+    """All the images that were tried; measured median IoU .76, .68 and .91; a wrong encoder gives near 0."""
+    image = np.array(Image.open(real_data / f"tnbc/images/{name}.png").convert("RGB"))
+    labels = np.array(Image.open(real_data / f"tnbc/labels/{name}.png")).astype(np.int64)
     sam = sam_modeling()
     prompt_encoder = sam.PromptEncoder(
         embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
@@ -172,7 +173,7 @@ def test_a_clicked_nucleus_is_segmented_by_mobile_sams_own_decoder(vit_t, checkp
             best = F.interpolate(masks[:, scores.argmax()][None], labels.shape, mode="bilinear")[0, 0].numpy() > 0
             truth = labels == nucleus.label
             ious.append((best & truth).sum() / (best | truth).sum())
-    assert np.median(ious) > 0.75, ious
+    assert np.median(ious) > least, ious
 
 
 # ---------------------------------------------------------------- weights
