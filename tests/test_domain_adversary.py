@@ -22,7 +22,7 @@ from scripts.training.self_test import AdversaryError, gradient_self_test
 
 def _model(coefficients=(0.0, 1.0, 1.0), by_region=True):
     torch.manual_seed(0)
-    decoder = HRDecoder((4, 6, 8), (4, 8, 16), width=4)
+    decoder = HRDecoder((4, 6, 8), (4, 8, 16), size="light")
     return AdversarialModel(
         AMASAM(TinyEncoder(), decoder), DomainAdversary(decoder.aligned_channels, coefficients, by_region=by_region)
     )

@@ -5,13 +5,14 @@ import torch
 from fakes import TinyEncoder
 
 from scripts.networks.ama_sam import AMASAM
-from scripts.networks.hr_decoder import HRDecoder
+from scripts.networks.hr_decoder import SIZES, HRDecoder
 
 
 def _features(batch, channels, strides, height, width):
     return [torch.randn(batch, c, height // s, width // s) for c, s in zip(channels, strides)]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "channels, strides, height, width, out_channels",
     [
@@ -20,8 +21,8 @@ def _features(batch, channels, strides, height, width):
         ((8,), (16,), 1024, 1024, 2),  # the paper's size, from SAM's neck alone
     ],
 )
-def test_logits_have_the_resolution_of_the_input(channels, strides, height, width, out_channels):
-    decoder = HRDecoder(channels, strides, width=2, out_channels=out_channels)
+def test_logits_have_the_resolution_of_the_input(size, channels, strides, height, width, out_channels):
+    decoder = HRDecoder(channels, strides, size=size, out_channels=out_channels)
     image = torch.rand(1, 3, height, width) * 255
     logits, aligned = decoder(_features(1, channels, strides, height, width), image)
     assert logits.shape == (1, out_channels, height, width)
@@ -30,7 +31,7 @@ def test_logits_have_the_resolution_of_the_input(channels, strides, height, widt
 
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_the_stride_seen_by_the_adversary_is_a_setting(stride):
-    decoder = HRDecoder((4, 8), (8, 16), width=2, aligned_stride=stride)
+    decoder = HRDecoder((4, 8), (8, 16), aligned_stride=stride)
     _, aligned = decoder(_features(1, (4, 8), (8, 16), 64, 64), torch.rand(1, 3, 64, 64))
     assert aligned.shape == (1, decoder.aligned_channels, 64 // stride, 64 // stride)
 
@@ -42,6 +43,7 @@ def test_the_stride_seen_by_the_adversary_is_a_setting(stride):
         ({"in_channels": (4,), "strides": (8,)}, "strides"),
         ({"in_channels": (4,), "strides": (16,), "aligned_stride": 2}, "aligned_stride"),
         ({"in_channels": (4,), "strides": (16,), "out_channels": 3}, "out_channels"),
+        ({"in_channels": (4,), "strides": (16,), "size": "huge"}, "light, standard, wide"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -49,33 +51,37 @@ def test_wrong_arguments_are_named(arguments, message):
         HRDecoder(**arguments)
 
 
-def test_the_mask_is_not_interpolated():
+@pytest.mark.parametrize("size", SIZES)
+def test_the_mask_is_not_interpolated(size):
     """Detail finer than any encoder feature reaches the logits, as no mask interpolated from stride 4 would let it."""
     torch.manual_seed(0)
-    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=8)).eval()
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), size=size)).eval()
     logits = network(torch.rand(1, 3, 64, 64) * 255)[:, :1]
     coarse = torch.nn.functional.avg_pool2d(logits, 4)
     interpolated = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=False)
     assert (logits - interpolated).std() > 0.3 * logits.std()
 
 
-def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one():
-    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=4))
+@pytest.mark.parametrize("size", SIZES)
+def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(size):
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), size=size))
     network(torch.rand(2, 3, 64, 64) * 255).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.decoder.parameters())
     assert all(p.grad is None for p in network.image_encoder.parameters())
 
 
-def test_samples_do_not_influence_each_other():
+@pytest.mark.parametrize("size", SIZES)
+def test_samples_do_not_influence_each_other(size):
     """Domains share batches, so the logits of one image must not depend on the others."""
     torch.manual_seed(0)
-    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=4)).train()
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), size=size)).train()
     images = torch.rand(3, 3, 64, 64) * 255
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]))
 
 
-def test_scripted_equals_eager():
-    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), width=4)).eval()
+@pytest.mark.parametrize("size", SIZES)
+def test_scripted_equals_eager(size):
+    network = AMASAM(TinyEncoder(), HRDecoder((4, 6, 8), (4, 8, 16), size=size)).eval()
     scripted = torch.jit.script(network)
     for height, width in ((64, 64), (96, 32)):
         image = torch.rand(1, 3, height, width) * 255

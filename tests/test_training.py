@@ -19,8 +19,10 @@ from scripts.networks.sam_encoders import build_encoder, load_backbone
 # the real configs at their smallest: the tiny preset of the real encoder classes, a narrow decoder, few small crops
 TINY = {
     "backbone": "vit_test",
-    "decoder_width": 4,
+    "decoder_size": "light",
     "crop_size": 64,
+    "window_size": 128,
+    "cache_variants": 2,
     "batch_size": 4,
     "batches_per_epoch": 2,
     "val_interval": 1,
@@ -112,6 +114,46 @@ def test_everything_that_is_not_frozen_was_trained(trained, open_training, tmp_p
     assert not still
 
 
+def test_training_on_stored_features_equals_training_with_the_encoder(open_training, tmp_path):
+    """The same windows and crops, once with what is stored and once with the features computed in each step."""
+    on = {"max_epochs": 2, "window_size": 64, "batches_per_epoch": 5}
+    losses = {}
+    for name, overrides in (
+        ("stored", {}),
+        ("computed", {"train::preprocessing::transforms::6::keys": ["image", "target", "domain"]}),
+        ("other seed", {"seed": 1}),
+    ):
+        workflow = open_training(tmp_path, **on, **overrides)
+        trainer, losses[name] = workflow.parser.get_parsed_content("train::trainer"), []
+
+        @trainer.on(Events.ITERATION_COMPLETED)
+        def _(engine, seen=losses[name]):
+            seen.append(engine.state.output["loss"].item())
+
+        workflow.run()
+    assert losses["stored"] != losses["computed"]
+    assert losses["stored"][0] == pytest.approx(losses["computed"][0], rel=2e-4), "of the same weights"
+    assert losses["stored"] == pytest.approx(losses["computed"], rel=1e-2), "after ten steps"
+    assert losses["stored"] != pytest.approx(losses["other seed"], rel=2e-2)
+
+
+def test_caching_stores_what_training_then_finds(open_training, tmp_path, capsys):
+    workflow = open_training(tmp_path)
+    workflow.parser.get_parsed_content("caching")
+    stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+    assert len(stored) == 60, "three domains of 10 training images, two variants each"
+    assert {p.name for p in tmp_path.iterdir()} == {"features"}, "no run has begun"
+    capsys.readouterr()
+    open_training(tmp_path, mode="single", max_epochs=1, seed=3).run()
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()} == stored
+    assert "encoding" not in capsys.readouterr().err
+
+
+def test_without_cache_nothing_is_stored(open_training, tmp_path):
+    open_training(tmp_path, cache="off", max_epochs=1).run()
+    assert not (tmp_path / "features").exists()
+
+
 def test_a_resumed_run_equals_one_that_never_stopped(trained, open_training, tmp_path):
     _, run_dir = trained
     interrupted = open_training(tmp_path, max_epochs=3)
@@ -145,7 +187,6 @@ def test_a_second_run_never_overwrites_the_first(trained, open_training):
     _, run_dir = trained
     again = open_training(run_dir.parent, max_epochs=3)
     assert again.parser.get_parsed_content("run_name") == f"{run_dir.name}_2"
-    shutil.rmtree(run_dir.parent / f"{run_dir.name}_2")
 
 
 @pytest.mark.parametrize("mode, coefficients", [("grl", [1, 1, 1]), ("joint", [0, 0, 0]), ("signed", [-1, 1, 1])])
@@ -177,7 +218,7 @@ def test_overrides_reach_the_objects(open_training, tmp_path):
 def test_the_papers_single_channel_trains(open_training, tmp_path):
     open_training(tmp_path, out_channels=1, max_epochs=1).run()
     model = read_model_file(tmp_path / "synthetic_pink_ama_seed0" / "model.pt")
-    assert model["model"]["decoder.head.weight"].shape[0] == 1
+    assert model["model"]["decoder.head.weight"].shape[0] == 4, "one channel for each pixel of a 2x2 square"
 
 
 def test_training_stops_when_validation_no_longer_improves(open_training, tmp_path):

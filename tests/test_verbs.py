@@ -146,8 +146,8 @@ def test_a_model_file_that_cannot_be_used_is_named(bundle_root, shipped, tmp_pat
 def test_a_model_of_another_width_says_which_settings_it_needs(bundle_root, shipped, tmp_path):
     parser = ConfigParser()
     parser.read_config(str(bundle_root / "configs" / "inference.json"))
-    parser["decoder_width"] = 4
-    with pytest.raises(ValueError, match="--decoder_width 16"):
+    parser["decoder_size"] = "light"
+    with pytest.raises(ValueError, match="--decoder_size standard"):
         load_model(parser.get_parsed_content("network_def"), bundle_root / "models" / "model.pt")
 
 

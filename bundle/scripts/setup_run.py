@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -17,21 +16,20 @@ from monai.utils import set_determinism
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
 
-__all__ = ["executed_config", "setup_run", "unknown_keys"]
+__all__ = ["executed_config", "setup_run", "unknown_keys", "write_config"]
 
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
 _REFERENCE = re.compile(r"@([\w:#]+)")
 
 
-def setup_run(seed: int, defaults: str | os.PathLike, output_dir: str | os.PathLike) -> None:
+def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
     First step of every verb: refuse unknown config keys, fix random seeds, end errors with their cause.
 
     Args:
         seed: seeds Python, NumPy and PyTorch.
         defaults: the bundle's own config of this verb: it tells which keys there are.
-        output_dir: the executed config, with all overrides, is written here under the same name.
 
     Raises:
         ValueError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt.
@@ -40,10 +38,16 @@ def setup_run(seed: int, defaults: str | os.PathLike, output_dir: str | os.PathL
     config = executed_config()
     if config is not None:
         _refuse_unknown_keys(config, ConfigParser.load_config_file(defaults))
-        with atomic_path(Path(output_dir) / Path(defaults).name) as path:
-            executed = {key: value for key, value in config.items() if key != "_meta_"}
-            path.write_text(json.dumps(executed, indent=4, default=str) + "\n")
     set_determinism(seed=seed)
+
+
+def write_config(path: str | os.PathLike) -> None:
+    """Write the configuration that is being executed, with all overrides; nothing outside ``monai.bundle``."""
+    config = executed_config()
+    if config is not None:
+        with atomic_path(path) as partial:
+            executed = {key: value for key, value in config.items() if key != "_meta_"}
+            partial.write_text(json.dumps(executed, indent=4, default=str) + "\n")
 
 
 def executed_config() -> dict | None:

@@ -113,7 +113,8 @@ class RandCropAffined(RandomizableTransform, MapTransform):
     Every crop is turned by a random multiple of 90 degrees and mirrored with probability 1/2. With probability
     ``prob`` it is also turned by up to 45 degrees either way, hence by any angle, and scaled. Only the pixels of the
     crop are computed, whatever the size of the image. Crops that are not turned or scaled freely copy pixels
-    unchanged. The window lies inside the image where it can; beyond the border the image is reflected.
+    unchanged. The window lies inside the image where it can; beyond the border the image is reflected, or, with
+    ``smallest``, the crop gets smaller.
 
     Args:
         keys: keys of images (C, H, W) and label maps (1, H, W) of the same H, W.
@@ -121,6 +122,8 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         prob: probability of free rotation and scale.
         scale: least and greatest magnification, drawn log-uniformly.
         mode: ``"bilinear"`` or ``"nearest"`` for each key; ``"nearest"`` keeps ids and the data type.
+        smallest: where the (magnified) image is smaller than ``crop_size``, the sides of the crop shrink with it in
+            steps of 32 pixels, but not below this. By default every crop has ``crop_size``.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         prob: float = 0.75,
         scale: Sequence[float] = (0.6, 1.7),
         mode: Sequence[str] = ("bilinear", "nearest"),
+        smallest: int | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
@@ -138,8 +142,10 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two positive magnifications in order, got {tuple(scale)}.")
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
+        self.smallest = self.crop_size if smallest is None else (min(smallest, self.crop_size[0]), min(smallest, self.crop_size[1]))
         self.scale = tuple(scale)
         self.mode = tuple(mode)
+        self._size = self.crop_size
         self._matrix, self._centre = np.eye(2), np.zeros(2)
 
     def randomize(self, data: Sequence[int]) -> None:
@@ -154,11 +160,16 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         mirror = np.diag([1, self.R.choice([-1, 1])])
         angle = self.R.uniform(-np.pi / 4, np.pi / 4)
         magnification = np.exp(self.R.uniform(*np.log(self.scale)))
+        magnified = np.abs(turn) @ np.asarray(data) * (magnification if self._do_transform else 1)
+        self._size = tuple(
+            min(max(int(side / 32 + 0.5) * 32, least), most)
+            for side, least, most in zip(magnified, self.smallest, self.crop_size)
+        )
         self._matrix = (turn @ mirror).astype(float)
         if self._do_transform:
             rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             self._matrix = self._matrix @ rotation / magnification
-        extent = np.abs(self._matrix) @ self.crop_size  # of the upright box around the window, in image pixels
+        extent = np.abs(self._matrix) @ self._size  # of the upright box around the window, in image pixels
         slack = np.asarray(data) - extent
         start = [self.R.randint(int(free) + 1) if free >= 0 else np.floor(free / 2) for free in slack]
         self._centre = np.asarray(start) + (extent - 1) / 2
@@ -167,7 +178,7 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         item = dict(data)
         height, width = item[self.keys[0]].shape[1:]
         self.randomize((height, width))
-        rows, columns = (torch.arange(side) - (side - 1) / 2 for side in self.crop_size)
+        rows, columns = (torch.arange(side) - (side - 1) / 2 for side in self._size)
         (a, b), (c, d) = self._matrix.tolist()
         y = a * rows[:, None] + b * columns + float(self._centre[0])
         x = c * rows[:, None] + d * columns + float(self._centre[1])

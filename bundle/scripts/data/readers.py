@@ -17,7 +17,7 @@ from skimage.segmentation import relabel_sequential
 
 from scripts.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "LoadNucleid", "file_suffix", "read_image", "read_label"]
+__all__ = ["IMAGE_SUFFIXES", "LoadNucleid", "file_suffix", "read_image", "read_label", "related_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,14 @@ def file_suffix(path: str | os.PathLike) -> str:
     """Lower-case suffix that names the format; ``.nii.gz`` counts as one."""
     name = Path(path).name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def related_files(path: str | os.PathLike) -> list[Path]:
+    """The file, and for a header without pixels (``.mhd``) those of the same name beside it, which hold them."""
+    path = Path(path)
+    if file_suffix(path) != ".mhd":
+        return [path]
+    return sorted(file for file in path.parent.iterdir() if file.is_file() and file.name.split(".")[0] == path.stem)
 
 
 def _size(array: np.ndarray) -> str:

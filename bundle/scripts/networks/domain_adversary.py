@@ -200,10 +200,25 @@ class AdversarialModel(nn.Module):
         self.adversary = adversary
 
     def forward(
-        self, image: torch.Tensor, domain: torch.Tensor, foreground: torch.Tensor
+        self,
+        image: torch.Tensor,
+        domain: torch.Tensor,
+        foreground: torch.Tensor,
+        features: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Logits (B, C, H, W), aligned features, domain loss and judged domains (both None without adversary)."""
-        logits, aligned = self.network.forward_aligned(image)
+        """
+        Args:
+            image: (B, 3, H, W) RGB in [0, 255].
+            domain: (B,) domain indices.
+            foreground: (B, 1, H, W) nuclei mask in {0, 1}.
+            features: what the frozen encoder makes of the image, in any precision; without them it is run.
+
+        Returns:
+            logits (B, C, H, W), aligned features, domain loss and judged domains (both None without adversary).
+        """
+        if features is None:
+            features = self.network.image_encoder(image)
+        logits, aligned = self.network.decoder([feature.to(image.dtype) for feature in features], image)
         if self.adversary is None:
             return logits, aligned, None, None
         loss, judged = self.adversary(aligned, domain, foreground)

@@ -4,14 +4,19 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["HRDecoder"]
+__all__ = ["SIZES", "HRDecoder"]
 
-# channels at each stride, in multiples of `width`: fine levels are narrow because they have the most pixels
-_CHANNELS = {1: 1, 2: 2, 4: 4, 8: 6, 16: 8}
-# a second convolution only where pixels are few; at strides 1 and 2 it would double the cost of the whole decoder
-_CONVOLUTIONS = {1: 1, 2: 1, 4: 2, 8: 2, 16: 2}
+# size -> stride: (channels, convolutions). The finest stride is where the learned levels end; from stride 2 the last
+# step is a sub-pixel convolution, which gives each pixel its own weights without any layer at full resolution, where
+# most of a decoder's time goes. benchmarks/decoder.py measures them.
+SIZES = {
+    "light": {16: (96, 1), 8: (64, 1), 4: (32, 1), 2: (16, 1)},
+    "standard": {16: (128, 2), 8: (96, 2), 4: (48, 2), 2: (24, 1)},
+    "wide": {16: (128, 2), 8: (96, 2), 4: (64, 2), 2: (32, 1), 1: (16, 1)},
+}
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -20,11 +25,11 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-def _conv_block(in_channels: int, out_channels: int, convolutions: int = 1) -> nn.Sequential:
+def _conv_block(in_channels: int, out_channels: int, convolutions: int = 1, stride: int = 1) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(convolutions):
         layers += [
-            nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=False),
+            nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, stride, padding=1, bias=False),
             _group_norm(out_channels),
             nn.ReLU(inplace=True),
         ]
@@ -32,15 +37,18 @@ def _conv_block(in_channels: int, out_channels: int, convolutions: int = 1) -> n
 
 
 class _Level(nn.Module):
-    """Upsamples by a learned factor of two, then fuses the skip of the new resolution."""
+    """Upsamples by a learned factor of two, then fuses what is known at the new resolution."""
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, convolutions: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, convolutions: int) -> None:
         super().__init__()
         self.upsample = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
-        self.fuse = _conv_block(out_channels + skip_channels, out_channels, convolutions)
+        self.fuse = _conv_block(out_channels, out_channels, convolutions)
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        return self.fuse(torch.cat([self.upsample(x), skip], dim=1))
+    def forward(self, x: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+        x = self.upsample(x)
+        for skip in skips:
+            x = x + skip
+        return self.fuse(x)
 
 
 class HRDecoder(nn.Module):
@@ -49,7 +57,9 @@ class HRDecoder(nn.Module):
 
     SAM's own decoder stops at a quarter of the input's resolution and interpolates the mask. Here every step up is
     learned, and no mask is interpolated. At each stride the encoder's features, where it has any, are adapted by a
-    1x1 convolution and fused; at strides 2 and 1, where SAM has none, a light stem reads the image itself.
+    1x1 convolution and added; at strides 2 and 1, where SAM has none, a light stem reads the image itself. Where the
+    levels end at stride 2, the stem reads all pixels of each 2x2 square (no pixel is skipped), and the last step is a
+    sub-pixel convolution (Shi et al., arXiv:1609.05158).
 
     The features at ``aligned_stride`` are returned beside the logits: they lie behind trainable layers, so a domain
     discriminator that reads them through CGRL can move them (on the encoder's raw output it could not).
@@ -57,7 +67,7 @@ class HRDecoder(nn.Module):
     Args:
         in_channels: channels of the encoder's features, fine to coarse.
         strides: their strides in input pixels; each one of 4, 8, 16, several features may share a stride.
-        width: channels at full resolution; coarser levels have 2, 4, 6 and 8 times as many.
+        size: ``light``, ``standard`` or ``wide``, see :data:`SIZES`.
         out_channels: 1 for the foreground logit alone, 2 to add the distance logit that separates touching nuclei.
         aligned_stride: stride of the features the domain discriminator sees: 4, 8 or 16.
     """
@@ -67,7 +77,7 @@ class HRDecoder(nn.Module):
         in_channels: Sequence[int],
         strides: Sequence[int],
         *,
-        width: int = 16,
+        size: str = "standard",
         out_channels: int = 2,
         aligned_stride: int = 8,
     ) -> None:
@@ -78,9 +88,13 @@ class HRDecoder(nn.Module):
             raise ValueError(f"strides must be among 4, 8, 16 and hold 16, got {list(strides)}")
         if aligned_stride not in (4, 8, 16):
             raise ValueError(f"aligned_stride must be 4, 8 or 16, got {aligned_stride}")
-        if width < 1 or out_channels not in (1, 2):
-            raise ValueError(f"width must be at least 1 and out_channels 1 or 2, got {width} and {out_channels}")
-        channels = {stride: width * factor for stride, factor in _CHANNELS.items()}
+        if size not in SIZES:
+            raise ValueError(f"size of the decoder must be one of {', '.join(SIZES)}, got '{size}'")
+        if out_channels not in (1, 2):
+            raise ValueError(f"out_channels must be 1 or 2, got {out_channels}")
+        channels = {stride: width for stride, (width, _) in SIZES[size].items()}
+        convolutions = {stride: number for stride, (_, number) in SIZES[size].items()}
+        self.finest = min(channels)
         self.out_channels = out_channels
         self.aligned_channels = channels[aligned_stride]
         self.aligned_level = [16, 8, 4].index(aligned_stride)
@@ -90,19 +104,14 @@ class HRDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(c, channels[s], 1, bias=False), _group_norm(channels[s]))
             for c, s in zip(in_channels, strides)
         )
-        skips = {s: channels[s] * self.feature_strides.count(s) for s in (16, 8, 4)}
-        self.stem1 = _conv_block(3, channels[1])
-        self.stem2 = nn.Sequential(
-            nn.Conv2d(channels[1], channels[2], 3, stride=2, padding=1, bias=False),
-            _group_norm(channels[2]),
-            nn.ReLU(inplace=True),
-        )
-        skips.update({2: channels[2], 1: channels[1]})
-        self.coarse = _conv_block(skips[16], channels[16], _CONVOLUTIONS[16])
+        self.stem = nn.ModuleList([_conv_block(3 * self.finest**2, channels[self.finest])])
+        if self.finest == 1:
+            self.stem.append(_conv_block(channels[1], channels[2], stride=2))
+        self.coarse = _conv_block(channels[16], channels[16], convolutions[16])
         self.levels = nn.ModuleList(
-            _Level(channels[2 * s], skips[s], channels[s], _CONVOLUTIONS[s]) for s in (8, 4, 2, 1)
+            _Level(channels[2 * s], channels[s], convolutions[s]) for s in (8, 4, 2, 1) if s in channels
         )
-        self.head = nn.Conv2d(channels[1], out_channels, 1)
+        self.head = nn.Conv2d(channels[self.finest], out_channels * self.finest**2, 3, padding=1)
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -113,28 +122,32 @@ class HRDecoder(nn.Module):
         Returns:
             logits (B, out_channels, H, W) and the aligned features (B, aligned_channels, H / s, W / s).
         """
-        # convolutions on a CPU are faster this way, and the format of the input decides that of all that follows
-        image = image.contiguous(memory_format=torch.channels_last)
         adapted: list[torch.Tensor] = []
         for i, adapter in enumerate(self.adapters):
-            adapted.append(adapter(features[i]))
-        fine = self.stem1(image / 127.5 - 1.0)
-        half = self.stem2(fine)
+            # convolutions on a CPU are faster this way, and the format of the input decides that of all that follows
+            adapted.append(adapter(features[i].contiguous(memory_format=torch.channels_last)))
+        x = F.pixel_unshuffle(image / 127.5 - 1.0, self.finest).contiguous(memory_format=torch.channels_last)
+        fine: list[list[torch.Tensor]] = []
+        for stem in self.stem:
+            x = stem(x)
+            fine.insert(0, [x])
 
-        x = self.coarse(self._skip(adapted, 16, image))
+        deepest = self._at(adapted, 16)
+        x = deepest[0]
+        for feature in deepest[1:]:
+            x = x + feature
+        x = self.coarse(x)
         trunk = [x]
-        skips = [self._skip(adapted, 8, image), self._skip(adapted, 4, image), half, fine]
+        skips = [self._at(adapted, 8), self._at(adapted, 4)] + fine
         for i, level in enumerate(self.levels):
             x = level(x, skips[i])
             trunk.append(x)
-        return self.head(x), trunk[self.aligned_level]
+        return F.pixel_shuffle(self.head(x), self.finest), trunk[self.aligned_level]
 
-    def _skip(self, adapted: list[torch.Tensor], stride: int, image: torch.Tensor) -> torch.Tensor:
-        """All adapted features of a stride, or no channels at all where the encoder has none (a plain ViT at 8, 4)."""
+    def _at(self, adapted: list[torch.Tensor], stride: int) -> list[torch.Tensor]:
+        """The adapted features of a stride: none where the encoder has none (a plain ViT at 8 and 4)."""
         same: list[torch.Tensor] = []
         for i, feature_stride in enumerate(self.feature_strides):
             if feature_stride == stride:
                 same.append(adapted[i])
-        if len(same) == 0:
-            return image.new_zeros([image.shape[0], 0, image.shape[2] // stride, image.shape[3] // stride])
-        return torch.cat(same, dim=1)
+        return same

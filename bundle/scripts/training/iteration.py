@@ -38,7 +38,8 @@ class AdversarialIteration:
         auxiliary_weight: weight of auxiliary samples in the segmentation loss, the primary's being 1.
         clip_norm: the gradient's norm is clipped to this; 0 does not clip.
 
-    Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,). After a step
+    Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
+    the encoder has been run already, ``features``, a list of (B, H / s_i, W / s_i, C_i). After a step
     ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for the statistics handler
     domain, dice, segmentation_loss, domain_loss, judged, lambda and, in the first step of an epoch, gradient norms.
     """
@@ -57,19 +58,22 @@ class AdversarialIteration:
         )
         # plain tensors: MetaTensor bookkeeping in every operation of the network only costs time
         image, target = _plain(image), _plain(target)
+        features = batch.get("features")
+        if features is not None:
+            features = [_plain(f).to(device, non_blocking=engine.non_blocking).permute(0, 3, 1, 2) for f in features]
         model = unwrap(engine.network)
         engine.network.train()
         strength = 0.0
         if model.adversary is not None:
             if not self._tested:
-                gradient_self_test(model, image, domain, target[:, :1])
+                gradient_self_test(model, image, domain, target[:, :1], features)
                 self._tested = True
             progress = (state.iteration - 1) / max(1, state.max_epochs * state.epoch_length - 1)
             strength = model.adversary.cgrl.strength = adversarial_ramp(progress, self.lambda_max)
 
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         with torch.autocast(device.type, enabled=engine.amp, **engine.amp_kwargs):
-            logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1])
+            logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1], features)
             losses = engine.loss_function(logits, target)
         weights = torch.where(domain == 0, 1.0, self.auxiliary_weight)
         segmentation_loss = (losses * weights).sum() / weights.sum().clamp(min=1e-6)

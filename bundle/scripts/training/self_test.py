@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from scripts.networks.domain_adversary import AdversarialModel
@@ -12,7 +14,11 @@ class AdversaryError(RuntimeError):
 
 
 def gradient_self_test(
-    model: AdversarialModel, image: torch.Tensor, domain: torch.Tensor, foreground: torch.Tensor
+    model: AdversarialModel,
+    image: torch.Tensor,
+    domain: torch.Tensor,
+    foreground: torch.Tensor,
+    features: Sequence[torch.Tensor] | None = None,
 ) -> dict[int, float]:
     """
     Show on one batch that the adversarial gradient is where CGRL says, and nowhere else.
@@ -22,7 +28,7 @@ def gradient_self_test(
 
     Args:
         model: with an adversary.
-        image, domain, foreground: a batch, see ``AdversarialModel.forward``.
+        image, domain, foreground, features: a batch, see ``AdversarialModel.forward``.
 
     Returns:
         mean gradient norm at the aligned features by domain index, at strength 1.
@@ -35,7 +41,7 @@ def gradient_self_test(
         return {}
     strength, cgrl.strength = cgrl.strength, 1.0
     try:
-        _, aligned, domain_loss, _ = model(image, domain, foreground)
+        _, aligned, domain_loss, _ = model(image, domain, foreground, features)
         trainable = [p for p in model.network.parameters() if p.requires_grad]
         frozen = [n for n, p in model.network.image_encoder.named_parameters() if p.requires_grad]
         if frozen:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from monai.transforms import Compose, RandomizableTransform, Transform
+from torch import nn
+
+__all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop"]
+
+
+class DrawVariant(Transform):
+    """
+    One of a fixed number of augmented variants of an image: random transforms, made deterministic.
+
+    What they draw follows from the item alone (``item["content"]``, a digest of its files, and ``item["variant"]``, a
+    number), never from a run's seed. So it can be computed once, and is shared by all runs.
+
+    Args:
+        augmentation: the random transforms.
+    """
+
+    def __init__(self, augmentation: Compose) -> None:
+        self.augmentation = augmentation
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        digest = hashlib.sha256(f"{data['content']}/{data['variant']}".encode()).digest()
+        self.augmentation.set_random_state(seed=int.from_bytes(digest[:4], "big"))
+        return self.augmentation(dict(data))
+
+
+class EncodeFeatures(Transform):
+    """
+    The frozen encoder as a deterministic transform: adds ``features`` and leaves everything small enough to store.
+
+    Reads ``image`` (3, H, W), float in [0, 255], H and W multiples of the encoder's ``size_multiple``, and ``target``
+    (C, H, W) in [0, 1]. The image is rounded to 8 bits before it is encoded, so that what is stored is what was seen.
+
+    Gives ``image`` (uint8), ``target`` (float16) and ``features``, a list of
+    (H / s_i, W / s_i, C_i), float16.
+
+    Args:
+        encoder: a ``FrozenEncoder``, on any device.
+
+    Raises:
+        ValueError: when the encoder is not frozen, or features do not fit half precision.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        if any(p.requires_grad for p in encoder.parameters()):
+            raise ValueError(
+                "parts of the encoder are trained (LoRA, or an encoder that is not frozen), so its features change "
+                "with every step and cannot be stored: train with --cache off"
+            )
+        self.encoder = encoder
+
+    def bytes_per_pixel(self, target_channels: int) -> float:
+        """Stored bytes for each pixel of the window: features, image and target."""
+        features = sum(c / s**2 for c, s in zip(self.encoder.channels, self.encoder.strides))
+        return 2 * features + 3 + 2 * target_channels
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        image = torch.as_tensor(item["image"]).round().clamp(0, 255)
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            features = self.encoder(image[None].to(device))
+        # channels last: a crop is then a few long pieces, and convolutions on a CPU want it so
+        item["features"] = [f[0].permute(1, 2, 0).half().cpu().contiguous() for f in features]
+        if not all(f.isfinite().all() for f in item["features"]):
+            raise ValueError(f"features of {data.get('file', 'an image')} do not fit half precision: use --cache off")
+        item["image"] = image.to(torch.uint8)
+        item["target"] = torch.as_tensor(item["target"]).half()
+        return item
+
+
+class RandFeatureCrop(RandomizableTransform):
+    """
+    A random square of ``image`` and ``target`` and the same of ``features``: its corner lies on the coarsest stride.
+
+    Args:
+        crop_size: side in pixels, a multiple of every stride; cut down to the image's where that is smaller.
+        strides: of the features, in pixels.
+
+    Raises:
+        ValueError: when ``crop_size`` is not a multiple of a stride.
+    """
+
+    def __init__(self, crop_size: int, strides: Sequence[int]) -> None:
+        RandomizableTransform.__init__(self)
+        self.crop_size, self.strides = crop_size, tuple(strides)
+        if any(crop_size % stride for stride in strides):
+            raise ValueError(f"crop_size must be a multiple of {max(strides)} with cached features, got {crop_size}")
+        self._corner = (0, 0)
+
+    def randomize(self, data: Sequence[int]) -> None:
+        """Draw the corner of the crop in an image of size ``data``, (H, W)."""
+        step = max(self.strides)
+        self._corner = tuple(step * self.R.randint(max(side - self.crop_size, 0) // step + 1) for side in data)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        self.randomize(item["image"].shape[1:])
+        y, x = self._corner
+        for key in ("image", "target"):
+            item[key] = item[key][:, y : y + self.crop_size, x : x + self.crop_size].float()
+        side = self.crop_size
+        item["features"] = [
+            feature[y // s : (y + side) // s, x // s : (x + side) // s]
+            for feature, s in zip(item["features"], self.strides)
+        ]
+        return item

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
+from monai.transforms import Compose, Randomizable, RandomizableTrait
+from tqdm import tqdm
+
+from scripts.data.encoding import EncodeFeatures
+from scripts.data.readers import related_files
+from scripts.errors import DataError, root_cause
+from scripts.files import atomic_path
+from scripts.networks.sam_encoders import FrozenEncoder, fingerprint
+
+__all__ = ["FeatureDataset", "describe", "training_dataset"]
+
+CACHE_MODES = ("on", "off")
+
+
+def training_dataset(
+    data: Sequence[Mapping[str, Any]],
+    transform: Compose,
+    cache: str,
+    cache_dir: str | os.PathLike,
+    variants: int,
+    window_size: int,
+    cache_rate: float,
+) -> Dataset:
+    """
+    The training data: with ``cache`` "on" a filled :class:`FeatureDataset` (whose other arguments these are), with
+    "off" MONAI's ``CacheDataset``, which holds the decoded images in memory and leaves encoding to each step.
+
+    Raises:
+        ValueError: for another value of ``cache``.
+        DataError: when images cannot be read, or the disk is too small.
+    """
+    if cache not in CACHE_MODES:
+        raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
+    if cache == "off":
+        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
+    return FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
+
+
+class FeatureDataset(PersistentDataset, Randomizable):
+    """
+    MONAI's ``PersistentDataset`` of encoded variants: what the frozen encoder makes of an image is computed once.
+
+    ``transform`` starts with deterministic transforms, among them ``DrawVariant`` and ``EncodeFeatures``; what these
+    give is stored, one file for each variant of an item. The random ones after them, such as ``RandFeatureCrop``, run
+    at each access, on a variant drawn at random.
+
+    The name of a file is a digest of the bytes of image and label, the item's mpp, the number of the variant, the
+    encoder's fingerprint, and the settings and source of the deterministic transforms (:func:`describe`). So a
+    changed image, label, setting, encoder or program never meets an old file; it only leaves it unused. The domain,
+    the run's seed and where files lie are not part of it: runs with other roles of the same images share the files.
+
+    Args:
+        data: items with ``image`` and ``label`` (paths), ``domain``, and optionally ``mpp``.
+        transform: as described.
+        cache_dir: folder of the files.
+        variants: number of variants of each item.
+        window_size: greatest side of a variant in pixels, from which the needed space is estimated.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Compose,
+        cache_dir: str | os.PathLike,
+        variants: int = 8,
+        window_size: int = 512,
+    ) -> None:
+        if variants < 1:
+            raise ValueError(f"variants must be at least 1, got {variants}")
+        PersistentDataset.__init__(self, data, transform, cache_dir)
+        self.variants, self.window_size = variants, window_size
+        stored = self.transform.transforms[: self.transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait))]
+        encoders = [step for step in stored if isinstance(step, EncodeFeatures)]
+        if not encoders:
+            raise ValueError("the transform must encode features before its first random transform")
+        self._encode = encoders[0]
+        self._recipe = describe(stored)
+        self._contents: dict[int, str] = {}
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> FeatureDataset:
+        """Also seeds the transforms."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(seed=self.R.randint(2**32, dtype="uint64"))
+        return self
+
+    def path(self, index: int, variant: int) -> Path:
+        """The file that holds, or will hold, a variant of an item."""
+        return self._path(self._item(index, variant))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(item, variant) of all that is not stored yet, as far as the items' files can be read."""
+        pairs = [(i, v) for i in range(len(self)) for v in range(self.variants)]
+        return [pair for pair in pairs if not self.path(*pair).is_file()]
+
+    def fill(self) -> FeatureDataset:
+        """
+        Compute and store what is missing, with a progress bar.
+
+        Images that cannot be used do not stop the others; they are told at the end.
+
+        Raises:
+            DataError: before anything is computed, when the disk is too small; at the end, naming what failed.
+        """
+        missing = self.missing()
+        if not missing:
+            return self
+        needed = self.bytes_needed(len(missing))
+        free = shutil.disk_usage(self.cache_dir).free
+        size = f"at most {needed / 1e9:.2f} GB"
+        if needed > free:
+            raise DataError(
+                self.cache_dir,
+                f"{len(missing)} encoded windows take {size}, but {free / 1e9:.2f} GB are free",
+                "Set cache_dir to a larger disk, lower cache_variants, or train with --cache off.",
+            )
+        print(f"encoding {len(missing)} windows, {size}, into {self.cache_dir}", file=sys.stderr)
+        failed: dict[int, DataError] = {}
+        for index, variant in tqdm(missing, desc="caching features", unit="window", mininterval=1.0):
+            if index in failed:
+                continue
+            try:
+                self._cachecheck(self._item(index, variant))
+            except Exception as error:
+                cause = root_cause(error)
+                if not isinstance(cause, DataError):
+                    raise
+                failed[index] = cause
+        if failed:
+            first, *others = failed.values()
+            more = "".join(f"\n{error}" for error in others)
+            raise DataError(first.path, first.problem, first.mend + more)
+        return self
+
+    def bytes_needed(self, windows: int) -> int:
+        """Upper bound of the space that so many stored windows take."""
+        per_pixel = self._encode.bytes_per_pixel(target_channels=2)
+        return windows * int(self.window_size**2 * per_pixel + 16_384)
+
+    def _transform(self, index: int) -> dict:
+        item = self._item(index, int(self.R.randint(self.variants)))
+        crop = self._post_transform({**self._cachecheck(item), "domain": item["domain"]})
+        crop["image"] = MetaTensor(crop["image"], meta={"filename_or_obj": str(item["image"])})
+        return crop
+
+    def _item(self, index: int, variant: int) -> dict:
+        item = self.data[index]
+        if index not in self._contents:
+            self._contents[index] = _content(item["image"], item["label"])
+        return {**item, "content": self._contents[index], "variant": variant}
+
+    def _path(self, item: Mapping[str, Any]) -> Path:
+        text = f"{item['content']} {item['variant']} {float(item.get('mpp', 'nan'))} {self._recipe}"
+        return self.cache_dir / f"{hashlib.sha256(text.encode()).hexdigest()}.pt"
+
+    def _cachecheck(self, item: Mapping[str, Any]) -> dict:
+        # MONAI's own moves from the system's temporary folder, which copies where that is another disk, and gives up
+        # on a damaged file
+        path = self._path(item)
+        if path.is_file():
+            try:
+                return torch.load(path, weights_only=True)  # a crop reads only its part
+            except Exception as error:
+                raise DataError(path, f"the stored features cannot be read ({error})", "Delete the file.") from error
+        made = self._pre_transform(dict(item))
+        stored = {key: _plain(made[key]) for key in ("image", "target", "features")}
+        try:
+            with atomic_path(path) as partial:
+                torch.save(stored, partial)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise DataError(path, f"cannot be written ({error})", "Free space, or set cache_dir elsewhere.") from error
+        return stored
+
+
+def describe(thing: Any) -> str:
+    """
+    Digest of what a transform, or a list of them, does: classes, settings, and the source of our own ones.
+
+    The state of random generators is left out. Of MONAI's classes the version of MONAI stands for the source, of an
+    encoder its fingerprint for the weights.
+    """
+    parts: list[str] = [monai.__version__]
+    _collect(thing, parts, set())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _collect(thing: Any, parts: list[str], seen: set[int]) -> None:
+    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes, Enum, Path, torch.dtype, np.dtype)):
+        parts.append(repr(thing))
+    elif isinstance(thing, (np.random.RandomState, np.random.Generator, torch.Generator)):
+        return
+    elif isinstance(thing, (np.ndarray, np.generic, torch.Tensor)):
+        array = np.asarray(thing)
+        parts.append(f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}")
+    elif isinstance(thing, Mapping):
+        for key in sorted(thing, key=repr):
+            parts.append(repr(key))
+            _collect(thing[key], parts, seen)
+    elif isinstance(thing, (list, tuple, set, frozenset)):
+        parts.append(type(thing).__name__)
+        for value in sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing:
+            _collect(value, parts, seen)
+    elif isinstance(thing, FunctionType):
+        parts.append(f"{thing.__module__}.{thing.__qualname__}")
+        _collect_code(thing.__code__, parts)
+    elif isinstance(thing, FrozenEncoder):
+        parts.append(fingerprint(thing))
+        for kind in sorted({type(module) for module in thing.modules()}, key=repr):
+            _collect_source(kind, parts)
+    elif id(thing) not in seen:
+        seen.add(id(thing))
+        kind = thing if isinstance(thing, type) or callable(thing) and hasattr(thing, "__qualname__") else type(thing)
+        parts.append(f"{kind.__module__}.{kind.__qualname__}")
+        _collect_source(kind, parts)
+        if isinstance(thing, torch.nn.Module):
+            _collect(thing.state_dict(), parts, seen)
+        elif not isinstance(thing, type):
+            _collect(vars(thing) if hasattr(thing, "__dict__") else {}, parts, seen)
+
+
+def _collect_code(code: CodeType, parts: list[str]) -> None:
+    parts.append(code.co_code.hex() + repr(code.co_names))
+    for constant in code.co_consts:
+        _collect_code(constant, parts) if isinstance(constant, CodeType) else parts.append(repr(constant))
+
+
+def _collect_source(kind: type | Callable, parts: list[str]) -> None:
+    if str(kind.__module__).startswith("scripts."):
+        source = inspect.getsource(sys.modules[kind.__module__])
+        parts.append(hashlib.sha256(source.encode()).hexdigest())
+
+
+def _content(*paths: str | os.PathLike) -> str:
+    """Digest of the bytes of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in related_files(path):
+            content = file.read_bytes()
+            digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return value.as_tensor() if isinstance(value, MetaTensor) else value

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import DataLoader
+from monai.transforms import Compose, RandGaussianNoised
+from PIL import Image
+from torch import nn
+
+from scripts.data.augment import RandCropAffined, RandStaind
+from scripts.data.encoding import DrawVariant, EncodeFeatures, RandFeatureCrop
+from scripts.data.feature_cache import FeatureDataset, describe, training_dataset
+from scripts.data.readers import LoadNucleid
+from scripts.data.transforms import SplitTargetsd, ToTargetMppd
+from scripts.errors import DataError
+from scripts.networks.sam_encoders import build_encoder
+from scripts.networks.weights import load_encoder
+
+
+class PoolingEncoder(nn.Module):
+    """Its features are means of the pixels below them, so where a crop of them comes from can be seen."""
+
+    channels, strides, size_multiple = (3, 3, 3), (4, 8, 16), 16
+
+    def __init__(self, trained: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=trained)
+        self.calls = 0
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        self.calls += 1
+        return [nn.functional.avg_pool2d(image, s) * self.weight for s in self.strides]
+
+
+def _write(folder: Path, count: int = 3, side: int = 96, seed: int = 0) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for i in range(count):
+        label = np.zeros((side, side), np.uint16)
+        label[20 + i : 40, 30:50] = 1
+        label[60:80, 10 + i : 30] = 2
+        image = rng.integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
+        Image.fromarray(label).save(folder / f"{i}_label.png")
+        items.append({"image": str(folder / f"{i}.png"), "label": str(folder / f"{i}_label.png"), "domain": i % 2})
+    return items
+
+
+def _transform(encoder=None, crop_size: int = 32, window: int = 64, noise: float = 6.0) -> Compose:
+    augmentation = Compose(
+        [
+            RandCropAffined(crop_size=window, smallest=crop_size),
+            RandStaind(),
+            RandGaussianNoised("image", prob=0.5, std=noise),
+            SplitTargetsd("label"),
+        ]
+    )
+    encoder = encoder or PoolingEncoder()
+    return Compose(
+        [
+            LoadNucleid(("image", "label")),
+            ToTargetMppd(None),
+            DrawVariant(augmentation),
+            EncodeFeatures(encoder),
+            RandFeatureCrop(crop_size, encoder.strides),
+        ]
+    )
+
+
+def _dataset(items, cache_dir, variants=2, **kwargs) -> FeatureDataset:
+    return FeatureDataset(items, _transform(**kwargs), cache_dir, variants=variants, window_size=64)
+
+
+# --- crops
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.sampled_from([32, 64, 96, 160]), width=st.sampled_from([32, 64, 96]),
+    crop=st.sampled_from([16, 32, 48, 64]), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_a_crop_of_features_is_the_features_of_the_same_place(height, width, crop, seed):
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
+    encode, cut = EncodeFeatures(PoolingEncoder()), RandFeatureCrop(crop, (4, 8, 16))
+    cut.set_random_state(seed=seed)
+    item = cut(encode({"image": image, "target": image[:2] / 255}))
+    assert item["image"].shape == (3, min(crop, height), min(crop, width))
+    torch.testing.assert_close(item["target"], item["image"][:2] / 255, atol=0.003, rtol=0)  # 8 bits
+    for feature, stride in zip(item["features"], (4, 8, 16)):
+        pooled = nn.functional.avg_pool2d(item["image"], stride).permute(1, 2, 0)
+        torch.testing.assert_close(feature.float(), pooled, atol=0.1, rtol=0)
+
+
+def test_crops_that_would_cut_a_feature_are_refused():
+    with pytest.raises(ValueError, match="multiple of 16"):
+        RandFeatureCrop(40, (4, 8, 16))
+
+
+def test_an_encoder_that_is_trained_cannot_be_cached():
+    with pytest.raises(ValueError, match="LoRA.*--cache off"):
+        EncodeFeatures(PoolingEncoder(trained=True))
+
+
+# --- what is stored
+
+
+def test_filling_computes_each_variant_once_and_training_never_again(tmp_path, capsys):
+    encoder = PoolingEncoder()
+    dataset = FeatureDataset(_write(tmp_path), _transform(encoder), tmp_path / "cache", variants=2, window_size=64)
+    assert len(dataset.missing()) == 6
+    dataset.fill()
+    assert encoder.calls == 6 and not dataset.missing()
+    for _ in range(5):
+        for i in range(len(dataset)):
+            dataset[i]
+    dataset.fill()
+    assert encoder.calls == 6
+    stored = [file.stat().st_size for file in (tmp_path / "cache").iterdir()]
+    assert len(stored) == 6 and sum(stored) <= dataset.bytes_needed(6)
+    assert "at most" in capsys.readouterr().err
+
+
+def test_items_hold_what_a_batch_needs(tmp_path):
+    items = _write(tmp_path)
+    dataset = _dataset(items, tmp_path / "cache").fill()
+    (batch,) = DataLoader(dataset, batch_size=3)
+    assert batch["image"].shape == (3, 3, 32, 32) and batch["target"].shape == (3, 2, 32, 32)
+    assert [tuple(f.shape) for f in batch["features"]] == [(3, 8, 8, 3), (3, 4, 4, 3), (3, 2, 2, 3)]
+    assert batch["features"][0].dtype == torch.float16
+    assert batch["domain"].tolist() == [0, 1, 0]
+    assert batch["image"].meta["filename_or_obj"] == [item["image"] for item in items]
+
+
+def test_crops_and_variants_are_drawn_from_the_seed(tmp_path):
+    dataset = _dataset(_write(tmp_path), tmp_path / "cache", variants=4).fill()
+
+    def draw(seed):
+        dataset.set_random_state(seed=seed)
+        return torch.stack([dataset[i % 3]["image"].as_tensor() for i in range(12)])
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_variants_differ_but_follow_from_the_item_alone(tmp_path):
+    items = _write(tmp_path)
+    (a, b, c) = (_dataset(items, tmp_path / name) for name in "abc")
+    np.random.seed(1)
+    first = a._cachecheck(a._item(0, 0))["image"]
+    b.set_random_state(seed=99)
+    before = np.random.get_state()[1].copy()
+    again = b._cachecheck(b._item(0, 0))["image"]
+    assert (np.random.get_state()[1] == before).all(), "the run's own random numbers are left alone"
+    assert torch.equal(first, again)
+    assert not torch.equal(first, c._cachecheck(c._item(0, 1))["image"])
+
+
+# --- the name of a file
+
+
+def test_whatever_changes_the_features_changes_the_file(tmp_path):
+    items = _write(tmp_path)
+    before = _dataset(items, tmp_path / "cache").path(0, 0)
+    assert _dataset(items, tmp_path / "cache").path(0, 1) != before, "variant"
+    assert _dataset([{**items[0], "mpp": 0.5}], tmp_path / "cache").path(0, 0) != before, "mpp"
+    assert _dataset(items, tmp_path / "cache", noise=7.0).path(0, 0) != before, "a setting deep inside"
+    assert _dataset(items, tmp_path / "cache", window=96).path(0, 0) != before, "window"
+    other = PoolingEncoder()
+    other.weight.data.fill_(2.0)
+    assert _dataset(items, tmp_path / "cache", encoder=other).path(0, 0) != before, "weights"
+    for file, what in ((items[0]["image"], "image"), (items[0]["label"], "label")):
+        pixels = np.array(Image.open(file))
+        Image.fromarray(pixels.T if what == "label" else 255 - pixels).save(file)
+        changed = _dataset(items, tmp_path / "cache").path(0, 0)
+        assert changed != before, what
+        before = changed
+
+
+def test_what_does_not_matter_does_not(tmp_path):
+    items = _write(tmp_path)
+    before = _dataset(items, tmp_path / "cache").path(0, 0)
+    used = _transform()
+    used.set_random_state(seed=5)
+    assert FeatureDataset(items, used, tmp_path / "cache", 2, 64).path(0, 0) == before, "seeds"
+    shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}_moved", dirs_exist_ok=True)
+    moved = [
+        {key: value.replace(str(tmp_path), f"{tmp_path}_moved") if key != "domain" else 1 - value for key, value in i.items()}
+        for i in items
+    ]
+    assert _dataset(moved, tmp_path / "cache").path(0, 0) == before, "another folder, another role"
+
+
+def test_a_stored_file_takes_the_role_its_image_has_in_this_run(tmp_path):
+    items = _write(tmp_path, count=1)
+    assert _dataset(items, tmp_path / "cache").fill()[0]["domain"] == 0
+    dataset = _dataset([{**items[0], "domain": 3}], tmp_path / "cache")
+    assert not dataset.missing() and dataset[0]["domain"] == 3
+
+
+def test_the_digest_is_the_same_in_every_process(bundle_root):
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from test_feature_cache import _transform;"
+        "from scripts.data.feature_cache import describe; print(describe(_transform().transforms[:4]))"
+    )
+    here = Path(__file__).parent
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(bundle_root), str(here)],
+            capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PATH": ""},
+        ).stdout.split()[-1]
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
+
+
+def test_the_digest_of_a_frozen_encoder_is_that_of_its_weights():
+    torch.manual_seed(0)
+    one, other = build_encoder("vit_test"), build_encoder("vit_test")
+    assert describe(EncodeFeatures(one)) != describe(EncodeFeatures(other))
+    other.backbone.load_state_dict(one.backbone.state_dict())
+    assert describe(EncodeFeatures(one)) == describe(EncodeFeatures(other))
+
+
+# --- what can go wrong
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    dataset = _dataset(_write(tmp_path), tmp_path / "cache")
+    usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 1000)
+    monkeypatch.setattr("scripts.data.feature_cache.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match="6 encoded windows take at most .* GB are free.*cache_dir"):
+        dataset.fill()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_images_that_cannot_be_used_do_not_stop_the_others(tmp_path):
+    items = _write(tmp_path, count=4)
+    for i in (1, 2):
+        Path(items[i]["image"]).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png(.|\n)*2\.png") as error:
+        _dataset(items, tmp_path / "cache").fill()
+    assert error.value.path == items[1]["image"]
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    dataset = _dataset(_write(tmp_path, count=1), tmp_path / "cache", variants=1).fill()
+    file = dataset.path(0, 0)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"{file.name}.*Delete the file"):
+        dataset[0]
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    dataset = _dataset(_write(tmp_path, count=1), tmp_path / "cache", variants=1)
+
+    def half(obj, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(DataError, match="No space left.*cache_dir"):
+        dataset.fill()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_cache_is_on_or_off(tmp_path):
+    with pytest.raises(ValueError, match="on or off"):
+        training_dataset(_write(tmp_path), _transform(), "yes", tmp_path / "cache", 1, 64, 1.0)
+
+
+# --- cached equals live
+
+
+def test_stored_features_of_real_tissue_are_those_of_the_encoder_to_half_precision(real_data, mobile_sam, tmp_path):
+    """The error that storing in half precision makes, measured on MobileSAM's features of TNBC."""
+    item = {key: str(real_data / "tnbc" / f"{key}s" / "01_1.png") for key in ("image", "label")}
+    encoder = load_encoder("vit_t", mobile_sam)
+    transform = _transform(encoder, crop_size=256, window=256)
+    dataset = FeatureDataset([{**item, "domain": 0}], transform, tmp_path, variants=1, window_size=256).fill()
+    crop = dataset[0]
+    for stored, live in zip(crop["features"], encoder(crop["image"].as_tensor()[None])):
+        error = (stored.float() - live[0].permute(1, 2, 0)).abs()
+        assert error.max() <= 2**-11 * live.abs().max(), "at most half a unit in the last of 11 bits"
+        assert error.square().mean().sqrt() <= 5e-4 * live.square().mean().sqrt()
