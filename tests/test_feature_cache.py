@@ -191,11 +191,9 @@ def test_what_does_not_matter_does_not(tmp_path):
     used = _transform()
     used.set_random_state(seed=5)
     assert FeatureDataset(items, used, tmp_path / "cache", 2, 64).path(0, 0) == before, "seeds"
-    shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}_moved", dirs_exist_ok=True)
-    moved = [
-        {key: value.replace(str(tmp_path), f"{tmp_path}_moved") if key != "domain" else 1 - value for key, value in i.items()}
-        for i in items
-    ]
+    elsewhere = tmp_path.parent / f"{tmp_path.name}_moved"
+    shutil.copytree(tmp_path, elsewhere)
+    moved = [{k: str(elsewhere / Path(item[k]).name) for k in ("image", "label")} | {"domain": 7} for item in items]
     assert _dataset(moved, tmp_path / "cache").path(0, 0) == before, "another folder, another role"
 
 

@@ -76,7 +76,7 @@ def test_every_image_gets_its_files(tmp_path):
         assert mask.dtype == np.uint8 and np.unique(mask).tolist() == [0, 255]
         assert instances.dtype == np.uint16 and np.unique(instances).tolist() == [0, 1, 2]
         np.testing.assert_array_equal(mask > 0, instances > 0)
-        assert np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.png")).ndim == 3
+        assert np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.jpg")).ndim == 3
     header, first, second = rows_of(tmp_path / "out" / "summary.csv")
     assert header == ["file", "nuclei", "area_fraction", "seconds"]
     assert first[:3] == [str(files[0]), "2", str(round(200 / 1500, 6))] and float(first[3]) >= 0

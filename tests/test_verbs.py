@@ -208,7 +208,7 @@ def test_inferring_goes_on_after_a_broken_file(bundle_root, shipped, real_data, 
         assert mask.shape == instances.shape == Image.open(path).size[::-1]
         assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
         assert instances.dtype == np.uint16 and ((instances > 0) == (mask > 0)).all()
-        assert (out / f"{path.stem}_overlay.png").is_file()
+        assert (out / f"{path.stem}_overlay.jpg").is_file()
     truth = np.asarray(Image.open(real_data / "tnbc" / "labels" / "09_1.png")) > 0
     found = np.asarray(Image.open(out / "rgb_mask.png")) > 0
     assert 2 * (truth & found).sum() / (truth.sum() + found.sum()) > 0.6, "the shipped model finds real nuclei"

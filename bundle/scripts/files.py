@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "write_table"]
 
 
 @contextmanager
@@ -24,3 +26,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """
+    Write rows as CSV, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: values by column; what a row lacks stays empty.
+        columns: the first columns; those that rows have besides follow as they come.
+    """
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

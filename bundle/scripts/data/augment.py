@@ -142,7 +142,7 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two positive magnifications in order, got {tuple(scale)}.")
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        self.smallest = self.crop_size if smallest is None else (min(smallest, self.crop_size[0]), min(smallest, self.crop_size[1]))
+        self.smallest = tuple(side if smallest is None else min(smallest, side) for side in self.crop_size)
         self.scale = tuple(scale)
         self.mode = tuple(mode)
         self._size = self.crop_size

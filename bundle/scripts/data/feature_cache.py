@@ -86,7 +86,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
             raise ValueError(f"variants must be at least 1, got {variants}")
         PersistentDataset.__init__(self, data, transform, cache_dir)
         self.variants, self.window_size = variants, window_size
-        stored = self.transform.transforms[: self.transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait))]
+        first_random = self.transform.get_index_of_first(lambda step: isinstance(step, RandomizableTrait))
+        stored = self.transform.transforms[:first_random]
         encoders = [step for step in stored if isinstance(step, EncodeFeatures)]
         if not encoders:
             raise ValueError("the transform must encode features before its first random transform")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from skimage.segmentation import find_boundaries
 
 __all__ = ["overlay"]
 
@@ -40,13 +39,24 @@ def overlay(
     scale = 2 if max(image.shape[1:]) <= SMALL_SIDE else 1
     canvas = _enlarge(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0), scale)
     if true is not None:
-        canvas[_outline(true, scale, "outer")] = TRUTH_COLOUR
-    canvas[_outline(pred, scale, "inner")] = PREDICTION_COLOUR
+        canvas[_outline(true, scale, outside=True)] = TRUTH_COLOUR
+    canvas[_outline(pred, scale, outside=False)] = PREDICTION_COLOUR
     return canvas if title is None else np.concatenate([_title_strip(title, canvas.shape[1]), canvas])
 
 
-def _outline(instances: np.ndarray, scale: int, mode: str) -> np.ndarray:
-    return find_boundaries(_enlarge(instances.reshape(instances.shape[-2:]), scale), mode=mode)
+def _outline(instances: np.ndarray, scale: int, outside: bool) -> np.ndarray:
+    """
+    The outermost pixels of nuclei, or with ``outside`` those of the background around them (and between two that
+    touch, both). As skimage's ``find_boundaries``, which takes longer than all else in an overlay.
+    """
+    instances = _enlarge(instances.reshape(instances.shape[-2:]), scale)
+    marked = np.zeros(instances.shape, bool)
+    for ids, marks in ((instances, marked), (instances.T, marked.T)):
+        one, other = ids[1:], ids[:-1]
+        differ = one != other
+        marks[1:] |= differ & ((one == 0) | (other > 0) if outside else one > 0)
+        marks[:-1] |= differ & ((other == 0) | (one > 0) if outside else other > 0)
+    return marked
 
 
 def _enlarge(plane: np.ndarray, scale: int) -> np.ndarray:

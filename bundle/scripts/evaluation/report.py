@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import os
 import tempfile
@@ -13,7 +12,7 @@ from PIL import Image
 
 from scripts.evaluation.metrics import image_metrics, known_mpp
 from scripts.evaluation.overlays import overlay
-from scripts.files import atomic_path
+from scripts.files import atomic_path, write_table
 
 __all__ = ["EvaluationReport", "summarise"]
 
@@ -93,7 +92,8 @@ class EvaluationReport:
         names = list(dict.fromkeys(row["domain"] for row in self.rows))
         summaries = {name: summarise([row for row in self.rows if row["domain"] == name]) for name in names}
         overall = summarise(self.rows)
-        self._write_csv()
+        # images of unknown mpp have no micrometres: the columns are those that any image has
+        write_table(self.output_dir / "metrics.csv", self.rows, IDENTITY)
         with atomic_path(self.output_dir / "metrics.json") as path:
             units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
             content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
@@ -102,14 +102,6 @@ class EvaluationReport:
         for name, summary in summaries.items():
             engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})
         print(_table({**summaries, "overall": overall}))
-
-    def _write_csv(self) -> None:
-        # images of unknown mpp have no micrometres: the columns are those that any image has
-        columns = list(dict.fromkeys([*IDENTITY, *(key for row in self.rows for key in row)]))
-        with atomic_path(self.output_dir / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
 
     def _write_overlays(self, domains: list[str]) -> None:
         folder = self.output_dir / "overlays"

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from monai.data import IterableDataset
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
 from scripts.evaluation.overlays import overlay
-from scripts.files import atomic_path
+from scripts.files import atomic_path, write_table
 
 __all__ = ["PredictionWriter", "TolerantDataset", "output_names"]
 
 logger = logging.getLogger(__name__)
 
+IMAGES_IN_FLIGHT = 2  # written while the network goes on: memory holds no more than these
 MESSAGE_BYTES = 1000  # room for one file's problem, as UTF-8
 
 
@@ -79,7 +81,7 @@ class TolerantDataset(IterableDataset):
         """Write ``errors.csv`` (file, problem) if any file failed; remove one of an earlier run if none did."""
         path, errors = Path(output_dir) / "errors.csv", self.errors
         if errors:
-            _write_csv(path, ("file", "problem"), errors)
+            write_table(path, [{"file": file, "problem": problem} for file, problem in errors])
         else:
             path.unlink(missing_ok=True)
 
@@ -97,7 +99,7 @@ class TolerantDataset(IterableDataset):
 
 class PredictionWriter:
     """
-    MONAI/ignite handler that writes what an evaluator predicts, image by image.
+    MONAI/ignite handler that writes what an evaluator predicts, image by image, beside the network's work on the next.
 
     Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` in
     the meta data, and ``mask`` and ``instances`` (1, H, W). Writes into ``output_dir``, under names by
@@ -105,7 +107,7 @@ class PredictionWriter:
 
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
-    - ``<name>_overlay.png``: outlines on the image;
+    - ``<name>_overlay.jpg``: outlines on the image, to look at;
     - ``summary.csv`` at the end: file, nuclei, share of the area, seconds of network and post-processing.
 
     Args:
@@ -125,11 +127,12 @@ class PredictionWriter:
         self.names = output_names(files, root)
         inputs = {Path(file).resolve() for file in files}
         for name in self.names.values():
-            for kind in ("mask.png", "instances.png", "instances.tif", "overlay.png"):
+            for kind in ("mask.png", "instances.png", "instances.tif", "overlay.jpg"):
                 if (target := self._target(name, kind)).resolve() in inputs:
                     raise DataError(target, "is an input file and would be written over", "Choose another output_dir.")
-        self.rows: list[tuple[str, int, float, float]] = []
+        self.rows: list[dict[str, Any]] = []
         self._started = 0.0
+        self._writing: deque[Future] = deque()
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI evaluator."""
@@ -140,6 +143,7 @@ class PredictionWriter:
 
     def _reset(self, engine: Engine) -> None:
         self.rows = []
+        self._thread = ThreadPoolExecutor(1, "writing")
 
     def _start_clock(self, engine: Engine) -> None:
         self._started = time.perf_counter()
@@ -147,14 +151,22 @@ class PredictionWriter:
     def _write(self, engine: Engine) -> None:
         seconds = (time.perf_counter() - self._started) / len(engine.state.output)
         for item in engine.state.output:
+            while len(self._writing) >= IMAGES_IN_FLIGHT:
+                self._writing.popleft().result()
             file = str(item["image"].meta["filename_or_obj"])
-            image, mask, instances = (np.asarray(item[key].cpu()) for key in ("image", "mask", "instances"))
-            mask, instances = mask[0] > 0, instances[0]
-            name = self.names[os.path.abspath(file)]
-            self._save_image(name, "mask.png", mask.astype(np.uint8) * 255)
-            nuclei = self._save_instances(name, instances)
-            self._save_image(name, "overlay.png", overlay(image, instances))
-            self.rows.append((file, nuclei, round(float(mask.mean()), 6), round(seconds, 3)))
+            pixels = [np.asarray(item[key].cpu()) for key in ("image", "mask", "instances")]
+            self._writing.append(self._thread.submit(self._write_image, file, *pixels, seconds))
+
+    def _write_image(
+        self, file: str, image: np.ndarray, mask: np.ndarray, instances: np.ndarray, seconds: float
+    ) -> None:
+        mask, instances = mask[0] > 0, instances[0]
+        name = self.names[os.path.abspath(file)]
+        self._save_image(name, "mask.png", mask.astype(np.uint8) * 255)
+        nuclei = self._save_instances(name, instances)
+        self._save_image(name, "overlay.jpg", overlay(image, instances))
+        row = {"file": file, "nuclei": nuclei, "area_fraction": round(float(mask.mean()), 6)}
+        self.rows.append({**row, "seconds": round(seconds, 3)})
 
     def _save_instances(self, name: str, instances: np.ndarray) -> int:
         """Save an (H, W) map of nuclei with ids 1..N, and count them."""
@@ -172,13 +184,17 @@ class PredictionWriter:
 
     def _save_image(self, name: str, kind: str, pixels: np.ndarray) -> None:
         with atomic_path(self._target(name, kind)) as path:
-            Image.fromarray(pixels).save(path, compress_level=1)  # the default takes thrice as long for 10% less
+            # PNG's default level takes thrice as long for 10% less; lines of one pixel need JPEG's full colour
+            Image.fromarray(pixels).save(path, compress_level=1, quality=90, subsampling=0)
 
     def _target(self, name: str, kind: str) -> Path:
         return self.output_dir / f"{name}_{kind}"
 
     def _write_summary(self, engine: Engine) -> None:
-        _write_csv(self.output_dir / "summary.csv", ("file", "nuclei", "area_fraction", "seconds"), self.rows)
+        while self._writing:
+            self._writing.popleft().result()
+        self._thread.shutdown()
+        write_table(self.output_dir / "summary.csv", self.rows, ("file", "nuclei", "area_fraction", "seconds"))
 
 
 def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> dict[str, str]:
@@ -205,7 +221,7 @@ def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | N
     outside = [path for path in paths if not path.is_relative_to(root)]
     if outside:
         raise DataError(outside[0], f"is not below the root folder {root}", "Give a root that holds all files.")
-    suffixes = {path: ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix for path in paths}
+    suffixes = {path: path.name[len(path.name) - len(file_suffix(path)) :] for path in paths}
     stems = {path: path.relative_to(root).as_posix()[: -len(end) or None] for path, end in suffixes.items()}
     clashes = Counter(stem.casefold() for stem in stems.values())
     taken = {stem for stem, count in clashes.items() if count == 1}
@@ -227,8 +243,3 @@ def _root_problem(error: BaseException) -> bytes:
     error = root_cause(error)
     text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split()).encode()[:MESSAGE_BYTES]
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from scripts.files import atomic_path
+from scripts.files import atomic_path, write_table
 
 __all__ = ["History"]
 
@@ -37,10 +37,7 @@ class History:
         metrics = {k: float(v) for k, v in engine.state.metrics.items()}
         self.rows.append({"epoch": epoch, **metrics})
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with atomic_path(path) as partial, partial.open("w", newline="") as f:
-            writer = csv.DictWriter(f, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_table(path, self.rows)
         self._plot(names)
 
     def _plot(self, names: list[str]) -> None:
