@@ -24,6 +24,14 @@ class TinyEncoder(nn.Module):
         return features
 
 
+def randomised(module: nn.Module) -> nn.Module:
+    """Random values also where initialisation gives zeros and ones (norms, attention biases, positions)."""
+    state = {k: torch.rand_like(v) + 0.1 if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    weights = {k: torch.randn_like(v) * 0.1 for k, v in state.items() if v.is_floating_point() and v.ndim > 1}
+    module.load_state_dict(state | weights)
+    return module
+
+
 def open_verb(bundle_root: Path, config: str, kind: str, **overrides) -> ConfigWorkflow:
     """The workflow of a real config with overrides, initialised and ready to run."""
     workflow = ConfigWorkflow(

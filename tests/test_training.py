@@ -154,6 +154,15 @@ def test_without_cache_nothing_is_stored(open_training, tmp_path):
     assert not (tmp_path / "features").exists()
 
 
+def test_compiling_is_a_key(open_training, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    open_training(tmp_path, max_epochs=1).run()
+    assert not compiled
+    open_training(tmp_path, max_epochs=1, compile=True).run()
+    assert compiled == ["FrozenEncoder"]
+
+
 def test_a_resumed_run_equals_one_that_never_stopped(trained, open_training, tmp_path):
     _, run_dir = trained
     interrupted = open_training(tmp_path, max_epochs=3)

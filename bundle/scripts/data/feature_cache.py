@@ -221,7 +221,7 @@ def _collect(thing: Any, parts: list[str], seen: set[int]) -> None:
         parts.append(f"{thing.__module__}.{thing.__qualname__}")
         _collect_code(thing.__code__, parts)
     elif isinstance(thing, FrozenEncoder):
-        parts.append(fingerprint(thing))
+        parts.append(fingerprint(thing) + thing.precision)
         for kind in sorted({type(module) for module in thing.modules()}, key=repr):
             _collect_source(kind, parts)
     elif id(thing) not in seen:

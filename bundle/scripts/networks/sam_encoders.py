@@ -46,6 +46,7 @@ SAM_VITS = {
     "vit_h": dict(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
 }
 BACKBONES = (*TINY_VITS, *SAM_VITS)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class FrozenEncoder(nn.Module):
@@ -58,6 +59,8 @@ class FrozenEncoder(nn.Module):
         channels: channels of each feature.
         strides: input pixels per feature pixel, of each feature.
         size_multiple: H and W must be multiples of this.
+        precision: of the arithmetic, a key of :data:`PRECISIONS`; features are float32 in any case. Exports
+            (TorchScript, ONNX) always compute in float32.
     """
 
     def __init__(
@@ -68,8 +71,12 @@ class FrozenEncoder(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         size_multiple: int,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision of the encoder must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.precision = precision
         self.backbone = backbone.requires_grad_(False)
         self.backbone_type = backbone_type
         self.channels = tuple(channels)
@@ -105,7 +112,17 @@ class FrozenEncoder(nn.Module):
                     f"pad it to {wanted}."
                 )
         with torch.no_grad():
-            return self.backbone((image - self.pixel_mean) / self.pixel_std)
+            x = (image - self.pixel_mean) / self.pixel_std
+            if torch.jit.is_scripting():
+                return self.backbone(x)
+            return self._run(x)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor) -> list[Tensor]:
+        if self.precision == "float32":
+            return self.backbone(x)
+        with torch.autocast(x.device.type, PRECISIONS[self.precision]):
+            return [feature.float() for feature in self.backbone(x)]
 
 
 class SamViT(nn.Module):
@@ -172,13 +189,14 @@ def sam_modeling() -> ModuleType:
     return importlib.import_module(f"{alias}.modeling")
 
 
-def build_encoder(backbone: str) -> FrozenEncoder:
+def build_encoder(backbone: str, precision: str = "float32") -> FrozenEncoder:
     """
     The encoder of that name with random weights; :func:`load_backbone` fills it.
 
     Args:
         backbone: ``vit_t`` (MobileSAM's TinyViT), ``vit_b``, ``vit_l``, ``vit_h`` (SAM's) or ``vit_test`` (a tiny
             TinyViT for unit tests).
+        precision: see :class:`FrozenEncoder`.
 
     Raises:
         ValueError: for another name.
@@ -192,6 +210,7 @@ def build_encoder(backbone: str) -> FrozenEncoder:
             channels=(dims[0], dims[1], numbers["out_channels"]),
             strides=(4, 8, 16),
             size_multiple=32,
+            precision=precision,
         )
     if backbone in SAM_VITS:
         numbers = SAM_VITS[backbone]
@@ -211,6 +230,7 @@ def build_encoder(backbone: str) -> FrozenEncoder:
             channels=(numbers["embed_dim"],) * len(taps) + (256,),
             strides=(SAM_PATCH,) * (len(taps) + 1),
             size_multiple=SAM_PATCH,
+            precision=precision,
         )
     raise ValueError(f"Unknown backbone {backbone!r}: it must be one of {', '.join(BACKBONES)}.")
 

@@ -49,17 +49,22 @@ OFFICIAL_WEIGHTS = {
 
 
 def load_encoder(
-    backbone: str, path: str | os.PathLike | None = None, models_dir: str | os.PathLike | None = None
+    backbone: str,
+    path: str | os.PathLike | None = None,
+    models_dir: str | os.PathLike | None = None,
+    precision: str = "float32",
 ) -> FrozenEncoder:
     """
     The encoder with its weights: builds, finds (see :func:`find_backbone_weights` for the arguments) and loads.
+
+    ``precision`` is that of its arithmetic, see ``FrozenEncoder``.
 
     Raises:
         ValueError: for an unknown backbone.
         DataError: when no weights are found, or the file is broken or of another network.
     """
     file = find_backbone_weights(backbone, path, models_dir)
-    encoder = build_encoder(backbone)
+    encoder = build_encoder(backbone, precision)
     if file is None:
         return encoder
     checkpoint = _read(file, backbone)
