@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scripts.networks.fused import linear
 from scripts.networks.tiny_vit import from_windows, to_windows
 
 __all__ = ["FusedBlock", "attend", "position_table"]
@@ -94,7 +95,7 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) to tokens of the same shape."""
         h, w, c = x.shape[1], x.shape[2], x.shape[3]
-        qkv = self.qkv(x)
+        qkv = linear(x, self.qkv.weight, self.qkv.bias)
         if self.window > 0:
             # upstream fills with zeros before the projection, of which the bias is left
             qkv, rows, columns = to_windows(qkv, self.qkv.bias, self.window), self.window, self.window
@@ -105,7 +106,8 @@ class FusedAttention(nn.Module):
         tables = position_table(self.rel_pos_h, rows), position_table(self.rel_pos_w, columns)
         x = attend(qkv[0], qkv[1], qkv[2], tables[0], tables[1], work_bytes(x))
         x = x.view(-1, self.num_heads, rows * columns, c // self.num_heads).transpose(1, 2).flatten(2)
-        return self.proj(from_windows(x, self.window, h, w) if self.window > 0 else x.view(-1, h, w, c))
+        x = from_windows(x, self.window, h, w) if self.window > 0 else x.view(-1, h, w, c)
+        return linear(x, self.proj.weight, self.proj.bias)
 
 
 class FusedBlock(nn.Module):
@@ -133,4 +135,5 @@ class FusedBlock(nn.Module):
         return x + self.attn(self.norm1(x))
 
     def transform(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.norm2(x))
+        hidden = linear(self.norm2(x), self.mlp.lin1.weight, self.mlp.lin1.bias, gelu=True)
+        return x + linear(hidden, self.mlp.lin2.weight, self.mlp.lin2.bias)

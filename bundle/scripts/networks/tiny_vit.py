@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scripts.networks.fused import convolution, linear
+
 __all__ = ["TinyViT", "from_windows", "to_windows"]
 
 
@@ -60,8 +62,8 @@ class ConvNorm(nn.Module):
         self.weight = (self.c.weight * gain[:, None, None, None]).contiguous(memory_format=torch.channels_last)
         self.bias = self.bn.bias - self.bn.running_mean * gain
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        return convolution(x, self.weight, self.bias, self.stride, self.padding, self.groups, gelu)
 
 
 class ChannelNorm(nn.Module):
@@ -101,7 +103,7 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        hidden = self.conv2(self.conv1(x, gelu=True), gelu=True)
         return F.gelu(x + self.conv3(hidden))
 
 
@@ -115,7 +117,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return self.conv3(self.conv2(self.conv1(x, gelu=True), gelu=True))
 
 
 class WindowAttention(nn.Module):
@@ -149,10 +151,12 @@ class WindowAttention(nn.Module):
         """Tokens (B, H, W, C) to tokens of the same shape."""
         h, w, c = x.shape[1], x.shape[2], x.shape[3]
         # a filling token is norm(0) = norm.bias: the same everywhere, so projected once instead of at each place
-        qkv = to_windows(self.qkv(self.norm(x)), self.qkv(self.norm.bias), self.window)
+        projected = linear(self.norm(x), self.qkv.weight, self.qkv.bias)
+        qkv = to_windows(projected, self.qkv(self.norm.bias), self.window)
         qkv = qkv.view(-1, qkv.shape[1], self.num_heads, 3, c // self.num_heads).permute(3, 0, 2, 1, 4)
         x = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=self.bias)
-        return self.proj(from_windows(x.transpose(1, 2).flatten(2), self.window, h, w))
+        x = from_windows(x.transpose(1, 2).flatten(2), self.window, h, w)
+        return linear(x, self.proj.weight, self.proj.bias)
 
 
 class Mlp(nn.Module):
@@ -165,7 +169,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(dim * ratio, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        x = linear(self.norm(x), self.fc1.weight, self.fc1.bias, gelu=True)
+        return linear(x, self.fc2.weight, self.fc2.bias)
 
 
 class AttentionBlock(nn.Module):
