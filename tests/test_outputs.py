@@ -102,6 +102,24 @@ def test_more_nuclei_than_16_bit_go_to_tiff_and_nothing_stale_stays(tmp_path, ca
     assert not (tmp_path / "out" / "a_instances.tif").exists()
 
 
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_a_disk_that_fills_up_ends_the_run_with_its_error(tmp_path, monkeypatch, position):
+    """Files are written beside the network's work; what fails there must still end the run."""
+    files = [save_picture(tmp_path / f"{name}.png") for name in "abcdef"]
+    failing = files[0] if position == "first" else files[-1]
+    save = Image.Image.save
+
+    def full(image, path, **kwargs):
+        if f".{failing.stem}_" in Path(path).name:
+            raise OSError(28, "No space left on device")
+        save(image, path, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict(files, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.partial*")) and not list((tmp_path / "out").glob(f"{failing.stem}_*"))
+
+
 def names(*files: str, root: str | None = None) -> list[str]:
     return list(output_names([f"/data/{file}" for file in files], root).values())
 

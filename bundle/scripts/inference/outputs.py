@@ -151,11 +151,19 @@ class PredictionWriter:
     def _write(self, engine: Engine) -> None:
         seconds = (time.perf_counter() - self._started) / len(engine.state.output)
         for item in engine.state.output:
-            while len(self._writing) >= IMAGES_IN_FLIGHT:
-                self._writing.popleft().result()
+            self._wait(IMAGES_IN_FLIGHT - 1)
             file = str(item["image"].meta["filename_or_obj"])
             pixels = [np.asarray(item[key].cpu()) for key in ("image", "mask", "instances")]
             self._writing.append(self._thread.submit(self._write_image, file, *pixels, seconds))
+
+    def _wait(self, pending: int) -> None:
+        """Until at most so many images remain to be written; raises what went wrong with one."""
+        while len(self._writing) > pending:
+            try:
+                self._writing.popleft().result()
+            except BaseException:
+                self._thread.shutdown(cancel_futures=True)
+                raise
 
     def _write_image(
         self, file: str, image: np.ndarray, mask: np.ndarray, instances: np.ndarray, seconds: float
@@ -191,8 +199,7 @@ class PredictionWriter:
         return self.output_dir / f"{name}_{kind}"
 
     def _write_summary(self, engine: Engine) -> None:
-        while self._writing:
-            self._writing.popleft().result()
+        self._wait(0)
         self._thread.shutdown()
         write_table(self.output_dir / "summary.csv", self.rows, ("file", "nuclei", "area_fraction", "seconds"))
 
