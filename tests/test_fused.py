@@ -34,13 +34,20 @@ def test_convolution_is_convolution(kernel, stride, groups, gelu):
 @pytest.mark.skipif(not ONEDNN, reason="this PyTorch has no oneDNN")
 def test_onednn_runs_where_it_may_and_only_there():
     x, (weight, _) = torch.randn(4, 8), _weights(8, 8)
-    assert fused._onednn_applies(x, weight)
-    assert not fused._onednn_applies(x.double(), weight.double())
-    assert not fused._onednn_applies(x, weight.clone().requires_grad_())
+    assert fused.onednn_applies(x, weight)
+    assert not fused.onednn_applies(x.double(), weight.double())
+    assert not fused.onednn_applies(x, weight.clone().requires_grad_())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fused._onednn_applies(x, weight)
+        assert not fused.onednn_applies(x, weight)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not fused._onednn_applies(x, weight)
+        assert not fused.onednn_applies(x, weight)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this PyTorch has no oneDNN")
+def test_attention_is_attention():
+    q, k, v, bias = torch.randn(5, 8), torch.randn(7, 8), torch.randn(7, 8), torch.randn(5, 7)
+    expected = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None])[0]
+    torch.testing.assert_close(fused.attend_rows(q, k, v.T.contiguous(), bias), expected)
 
 
 def test_gradients_flow_where_they_are_wanted():

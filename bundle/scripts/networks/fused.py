@@ -1,5 +1,5 @@
 """
-Linear layers and convolutions for inference, with GELU applied while the result is in cache.
+Products for inference: linear layers and convolutions, with GELU applied while the result is in cache, and attention.
 
 PyTorch gives single-precision products on a CPU to MKL, which uses half the vector width on AMD; oneDNN, which it has
 built in for convolutions, uses all of it (twice the speed on Zen 5). The operators are those that ``torch.compile``
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["convolution", "linear"]
+__all__ = ["attend_rows", "convolution", "linear", "onednn_applies"]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
     """``x @ weight.T + bias``, then optionally GELU: (..., C_in), (C_out, C_in), (C_out,) -> (..., C_out)."""
     if not torch.jit.is_scripting():
-        if _onednn_applies(x, weight):
+        if onednn_applies(x, weight):
             operator = torch.ops.mkldnn._linear_pointwise
             return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
     y = F.linear(x, weight, bias)
@@ -31,7 +31,7 @@ def convolution(
 ) -> Tensor:
     """2-D convolution, then optionally GELU: (B, C_in, H, W) -> (B, C_out, H', W')."""
     if gelu and not torch.jit.is_scripting():
-        if _onednn_applies(x, weight):
+        if onednn_applies(x, weight):
             operator = torch.ops.mkldnn._convolution_pointwise
             pair = [stride, stride], [1, 1]
             return operator(x, weight, bias, [padding, padding], *pair, groups, "gelu", [], "none")
@@ -40,7 +40,27 @@ def convolution(
 
 
 @torch.jit.unused
-def _onednn_applies(x: Tensor, weight: Tensor) -> bool:
+def attend_rows(q: Tensor, k: Tensor, v_transposed: Tensor, bias: Tensor) -> Tensor:
+    """
+    softmax(q k / sqrt(C) + bias) v of one head, where :func:`onednn_applies`.
+
+    Args:
+        q: (n, C).
+        k: (N, C).
+        v_transposed: (C, N).
+        bias: (n, N).
+
+    Returns:
+        (n, C).
+    """
+    operator = torch.ops.mkldnn._linear_pointwise
+    scores = operator.binary(q * q.shape[1] ** -0.5, bias, k, None, "add")
+    return operator(torch.softmax(scores, dim=-1), v_transposed, None, "none", [], "")
+
+
+@torch.jit.unused
+def onednn_applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of such tensors may go to oneDNN's own operators."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

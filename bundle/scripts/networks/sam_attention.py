@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.networks.fused import linear
+from scripts.networks.fused import attend_rows, linear, onednn_applies
 from scripts.networks.tiny_vit import from_windows, to_windows
 
 __all__ = ["FusedBlock", "attend", "position_table"]
@@ -44,7 +44,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, bias_
     Attention over an H x W grid with decomposed relative positions, without the whole (H W) x (H W) bias.
 
     softmax(q k / sqrt(C) + q rows + q columns) v. The bias is laid out for some queries at a time, and each part goes
-    through torch's fused attention. Decomposition: Li et al., MViTv2, arXiv:2112.01526, eq. 4.
+    through torch's fused attention, or, where they apply, through oneDNN's products. Decomposition: Li et al., MViTv2,
+    arXiv:2112.01526, eq. 4.
 
     Args:
         q, k, v: (maps, H * W, C), a map being one head of one image or window.
@@ -60,8 +61,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, bias_
     by_row = torch.einsum("mhwc,hkc->mhwk", grid, rows).contiguous().unsqueeze(4)
     by_column = torch.einsum("mhwc,wkc->mhwk", grid, columns).contiguous().unsqueeze(3)
 
-    # as many grid lines as fit, and as many maps when whole ones fit
     line_bytes = 4 * w * n
+    if not torch.jit.is_scripting():
+        if line_bytes * h > bias_bytes and onednn_applies(q, k):
+            return _attend_map_by_map(q, k, v, by_row, by_column, max(1, bias_bytes // (2 * line_bytes)))
+    # as many grid lines as fit, and as many maps when whole ones fit
     lines = min(h, max(1, bias_bytes // line_bytes))
     maps = max(1, bias_bytes // (line_bytes * h))
     parts: list[Tensor] = []
@@ -75,6 +79,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, bias_
             done.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)[0])
         parts.append(torch.cat(done, dim=1))
     return torch.cat(parts)
+
+
+@torch.jit.unused
+def _attend_map_by_map(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor, lines: int) -> Tensor:
+    """As :func:`attend`, one map and ``lines`` lines of its grid at a time."""
+    h, w, n = by_row.shape[1], by_row.shape[2], q.shape[1]
+    k, v_transposed, result = k.contiguous(), v.transpose(1, 2).contiguous(), torch.empty_like(q)
+    for i in range(q.shape[0]):
+        for j in range(0, h, lines):
+            bias = by_row[i, j : j + lines] + by_column[i, j : j + lines]
+            rows = slice(j * w, (j + lines) * w)
+            result[i, rows] = attend_rows(q[i, rows], k[i], v_transposed[i], bias.view(-1, n))
+    return result
 
 
 class FusedAttention(nn.Module):
