@@ -5,8 +5,9 @@ SAM's ViT-B encoder: segment-anything's own blocks against ours, on this machine
 
 Each runs in its own process, in turns, so that other load on the machine meets both. Prints the median seconds of a
 forward pass, the seconds of CPU it took, the peak memory of the process, the arithmetic rate and its share of what
-large matrix products reached just before (above 1 where oneDNN, which ours uses, beats the library behind these), and the largest difference of the two outputs relative to the largest
-output. The ratios are medians over the turns. Weights are random, relative positions included.
+large matrix products reached just before (above 1 where oneDNN, which ours uses, beats the library behind these), and
+the largest difference of the two outputs relative to the largest output. The ratios are medians over the turns. Weights
+are random, relative positions included.
 
 On a busy machine only CPU seconds mean something, and only without threads that wait: OMP_NUM_THREADS=1.
 """
