@@ -17,7 +17,7 @@ from torch import nn
 
 from scripts.data.augment import RandCropAffined, RandStaind
 from scripts.data.encoding import DrawVariant, EncodeFeatures, RandFeatureCrop
-from scripts.data.feature_cache import FeatureDataset, describe, training_dataset
+from scripts.data.feature_cache import FeatureDataset, cache_usage, describe, training_dataset
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
 from scripts.errors import DataError
@@ -226,6 +226,15 @@ def test_the_digest_of_a_frozen_encoder_is_that_of_its_weights():
     assert describe(EncodeFeatures(one)) != describe(EncodeFeatures(other))
     other.backbone.load_state_dict(one.backbone.state_dict())
     assert describe(EncodeFeatures(one)) == describe(EncodeFeatures(other))
+
+
+def test_what_other_settings_left_behind_is_told(tmp_path):
+    items = _write(tmp_path)
+    _dataset(items, tmp_path / "cache", noise=1.0).fill()
+    dataset = _dataset(items, tmp_path / "cache").fill()
+    assert "6 encoded windows" in cache_usage(dataset) and "6 other files" in cache_usage(dataset)
+    with pytest.raises(ValueError, match="--cache on"):
+        cache_usage([])
 
 
 # --- what can go wrong

@@ -24,7 +24,7 @@ from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
 from scripts.networks.sam_encoders import FrozenEncoder, fingerprint
 
-__all__ = ["FeatureDataset", "describe", "training_dataset"]
+__all__ = ["FeatureDataset", "cache_usage", "describe", "training_dataset"]
 
 CACHE_MODES = ("on", "off")
 
@@ -51,6 +51,24 @@ def training_dataset(
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
     return FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
+
+
+def cache_usage(dataset: Dataset) -> str:
+    """
+    One line on the files of a filled cache, and on those in its folder that other settings have left there.
+
+    Raises:
+        ValueError: when the data are not cached.
+    """
+    if not isinstance(dataset, FeatureDataset):
+        raise ValueError("there is nothing to cache: the data are set up with cache 'off'; use --cache on")
+    own = {dataset.path(i, v) for i in range(len(dataset)) for v in range(dataset.variants)}
+    others = [file for file in dataset.cache_dir.glob("*.pt") if file not in own]
+    size, rest = (sum(file.stat().st_size for file in files) / 1e9 for files in (own, others))
+    line = f"{len(own)} encoded windows, {size:.2f} GB, in {dataset.cache_dir}"
+    if others:
+        line += f"; {len(others)} other files there, {rest:.2f} GB, belong to other settings and may be deleted"
+    return line
 
 
 class FeatureDataset(PersistentDataset, Randomizable):
