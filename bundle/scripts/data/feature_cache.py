@@ -174,7 +174,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
 
     def _transform(self, index: int) -> dict:
         item = self._item(index, int(self.R.randint(self.variants)))
-        crop = self._post_transform({**self._cachecheck(item), "domain": item["domain"]})
+        crop = self._post_transform({**self._cachecheck(item), "domain": item.get("domain", 0)})
         crop["image"] = MetaTensor(crop["image"], meta={"filename_or_obj": str(item["image"])})
         return crop
 
