@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from scripts.alignment.features import REGIONS
 from scripts.alignment.mmd import group_discrepancy
@@ -39,6 +40,8 @@ class WindowSamples:
         return WindowSamples(*(getattr(self, field.name)[kept] for field in fields(self)))
 
 
+# hundreds of tiny fits, each far quicker than threads take to start
+@threadpool_limits.wrap(limits=1)
 def measure(samples: WindowSamples, names: Sequence[str], min_groups: int = 3, seed: int = 0) -> dict[str, Any]:
     """
     All figures of the alignment report, as plain values.

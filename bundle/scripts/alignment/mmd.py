@@ -43,7 +43,7 @@ def group_discrepancy(vectors: np.ndarray, second: np.ndarray, group: np.ndarray
     between = weights @ kernel @ weights.T
     labels = np.array([second[member == n][0] for n in range(len(names))], bool)
 
-    observed = squared_mmd(between, labels)
+    observed = float(squared_mmd(between, labels[None])[0])
     ways = math.comb(len(labels), int(labels.sum()))
     if ways <= PERMUTATIONS:  # all of them, the observed one among them
         relabelled = np.zeros((ways, len(labels)), bool)
@@ -52,14 +52,15 @@ def group_discrepancy(vectors: np.ndarray, second: np.ndarray, group: np.ndarray
         extreme, tried = 0, ways
         smallest = (2 if 2 * labels.sum() == len(labels) else 1) / ways  # halves of equal size can be swapped
     else:  # a random part of them, and the observed one: Phipson & Smyth 2010, p-values should never be zero
-        relabelled = np.random.default_rng(seed).permuted(np.tile(labels, (PERMUTATIONS, 1)), axis=1)
+        order = np.random.default_rng(seed).random((PERMUTATIONS, len(labels))).argsort(axis=1)
+        relabelled = labels[order]
         extreme, tried = 1, PERMUTATIONS + 1
         smallest = 1 / tried
-    extreme += sum(squared_mmd(between, row) >= observed - 1e-12 for row in relabelled)
+    extreme += int((squared_mmd(between, relabelled) >= observed - 1e-12).sum())
     return Discrepancy(observed, extreme / tried, smallest)
 
 
-def squared_mmd(kernel: np.ndarray, second: np.ndarray) -> float:
+def squared_mmd(kernel: np.ndarray, second: np.ndarray) -> np.ndarray:
     """
     Unbiased estimate of the squared MMD: it is 0 on average for equal distributions, so it can be negative.
 
@@ -67,15 +68,17 @@ def squared_mmd(kernel: np.ndarray, second: np.ndarray) -> float:
 
     Args:
         kernel: (N, N) between all samples.
-        second: (N,) bool, True in the second sample; at least two in each.
+        second: (P, N) bool, P ways to part them in two, True in the second; at least two in each.
+
+    Returns:
+        (P,).
     """
-    first = ~second
-    m, n = first.sum(), second.sum()
-    within = [
-        (kernel[np.ix_(part, part)].sum() - np.diag(kernel)[part].sum()) / (size * (size - 1))
-        for part, size in ((first, m), (second, n))
-    ]
-    return float(sum(within) - 2 * kernel[np.ix_(first, second)].mean())
+    y = second.astype(float)
+    x = 1 - y
+    m, n = x.sum(axis=1), y.sum(axis=1)
+    diagonal = np.diag(kernel)
+    of_x, of_y, of_both = (((a @ kernel) * b).sum(axis=1) for a, b in ((x, x), (y, y), (x, y)))
+    return (of_x - x @ diagonal) / (m * (m - 1)) + (of_y - y @ diagonal) / (n * (n - 1)) - 2 * of_both / (m * n)
 
 
 def rbf_kernel(vectors: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from scripts.alignment.measure import WindowSamples
 
@@ -35,9 +34,6 @@ def draw(samples: WindowSamples, names: Sequence[str], titles: dict[str, str], s
             colour, shape = COLOURS[index % len(COLOURS)], SHAPES[index % len(SHAPES)]
             label = f"{names[index]} (primary)" if index == 0 else names[index]
             axis.scatter(x, y, color=colour, marker=shape, label=label, zorder=3 if index == 0 else 2, **style)
-            if len(x):
-                text = axis.annotate(names[index], (x.mean(), y.mean()), color=colour, weight="bold", zorder=4)
-                text.set_path_effects([withStroke(linewidth=3, foreground="white")])
         axis.set(title=title, xticks=[], yticks=[])
         axis.set_xlabel(f"first principal component ({100 * shares[0]:.0f} % of variance)")
         axis.set_ylabel(f"second ({100 * shares[1]:.0f} %)")

@@ -24,7 +24,7 @@ def window_items(
     domains: Sequence[dict], splits: str | Sequence[str], windows_per_domain: int, strict: bool = True
 ) -> list[dict]:
     """
-    List the images that windows are cut from, and how many windows of each: few per domain, of as many groups as can be.
+    List the images that windows are cut from, as many groups as can be, and how many windows to cut of each.
 
     A domain without any image in these splits gives its training images instead; ``split`` tells.
 
