@@ -55,7 +55,7 @@ def _of_patients(rng, group, shape, strength=4.0):
 
 def test_a_probe_cannot_tell_equal_distributions_apart():
     means = []
-    for seed in range(5):
+    for seed in range(4):
         domain, group, vectors = _windows(np.random.default_rng(seed))
         right, by_region = probe(vectors, domain, group, seed)
         accuracy = balanced_accuracy(right, domain, group)
@@ -75,7 +75,7 @@ def test_a_probe_tells_separate_distributions_apart():
 def test_recognising_patients_does_not_help_a_probe():
     """Features that tell patients apart perfectly and say nothing of domains, however many windows a patient has."""
     kept_apart, leaking = [], []
-    for seed in range(5):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         domain, group, vectors = _windows(rng, groups=8, each=6, channels=40)
         vectors = 0.1 * vectors + _of_patients(rng, group, vectors.shape[1:])
@@ -195,6 +195,7 @@ def _accuracy(mean, width, seed=0):
         ((0.97, 0.01), (0.95, 0.02), "not_aligned", "as easy to tell apart as the frozen ones.*.95.*.97.*chance .25"),
         ((0.80, 0.01), (0.95, 0.01), "not_aligned", "even easier"),
         ((0.97, 0.01), (0.27, 0.03), "aligned", "no longer"),
+        ((0.97, 0.01), (0.32, 0.02), "aligned", "barely"),
         ((0.97, 0.01), (0.60, 0.03), "partly_aligned", "49 % .* is left.*in part"),
         ((0.97, 0.002), (0.94, 0.005), "hardly_aligned", "hardly aligned"),
         ((0.27, 0.02), (0.26, 0.02), "nothing_to_align", "nothing to align"),

@@ -10,6 +10,8 @@ __all__ = ["Verdict", "judge", "short", "undetermined"]
 
 # more than this share of what the frozen features tell above chance is left: hardly aligned
 HARDLY = 0.8
+# surely less than this share is left: aligned, whether or not the interval reaches chance
+NEARLY = 0.25
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ def judge(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
     1. Frozen features whose interval reaches chance leave nothing to align, or, if it also reaches beyond the middle
        between chance and 1, nothing to conclude.
     2. If the paired difference frozen - aligned is above 0, the domains were aligned: wholly if the interval of the
-       aligned features reaches chance and not beyond the middle between chance and the frozen features; else hardly
-       or in part, by the share of the accuracy above chance that is left.
+       aligned features reaches chance and ends before the middle between chance and the frozen features, or ends
+       before a quarter of that way; else hardly or in part, by the share of the accuracy above chance that is left.
     3. Otherwise they were not, if that difference is surely less than half of what there was to lose; else the
        groups are too few or too different to tell.
 
@@ -53,6 +55,9 @@ def judge(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
     if low > 0:
         if aligned.low <= chance and aligned.high <= chance + excess / 2:
             told = f"Aligned features no longer tell the domains apart, frozen ones do ({figures}): they were aligned."
+            return Verdict("aligned", told)
+        if aligned.high <= chance + NEARLY * excess:
+            told = f"Aligned features barely tell the domains apart, frozen ones do ({figures}): they were aligned."
             return Verdict("aligned", told)
         if aligned.low <= chance:
             return _cannot_tell(figures, "by how much ")
