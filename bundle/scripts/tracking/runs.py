@@ -34,8 +34,9 @@ class TrackedRun(MLFlowHandler):
     """
     MONAI's MLflow handler for one whole run: parameters at the start, epoch metrics, artefacts at the end.
 
-    Differs from its parent in three things: a run that is not resumed never goes on in an unfinished one of the same
-    name, a run that fails is marked as failed, and tags make runs selectable in MLflow's table.
+    Differs from its parent in four things: a run that is not resumed never goes on in an unfinished one of the same
+    name, a run that fails is marked as failed, metrics that a handler listed before finds when the run completes are
+    logged too, and tags make runs selectable in MLflow's table.
 
     Args:
         tracking_uri: store, e.g. ``sqlite:///out/mlruns.db`` or an MLflow server.
@@ -69,8 +70,10 @@ class TrackedRun(MLFlowHandler):
             close_on_complete=True,
         )
         self.tags, self.resume = dict(tags or {}), resume
+        self._logged: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self._log_what_came_last)  # before the parent closes the run
         super().attach(engine)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
@@ -81,6 +84,15 @@ class TrackedRun(MLFlowHandler):
         super().start(engine)
         for key, value in self.tags.items():
             self.client.set_tag(self.cur_run.info.run_id, key, str(value))
+
+    def epoch_completed(self, engine: Engine) -> None:
+        super().epoch_completed(engine)
+        self._logged = set(engine.state.metrics)
+
+    def _log_what_came_last(self, engine: Engine) -> None:
+        late = {name: value for name, value in engine.state.metrics.items() if name not in self._logged}
+        if late and self.cur_run is not None:
+            self._log_metrics(late, step=engine.state.epoch)
 
     def complete(self) -> None:
         self.artifacts = tuple(a for a in self.artifacts if os.path.exists(a))

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["REGIONS", "RegionFeatures", "region_means"]
+
+REGIONS = ("nuclei", "background")
+
+
+class RegionFeatures(nn.Module):
+    """
+    Features of images, averaged over nuclei and over background apart: before and after what alignment acts on.
+
+    Averaging by region as the discriminator does keeps the number and size of nuclei out of the features.
+
+    Args:
+        network: an ``AMASAM``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            image: (B, 3, H, W) RGB in [0, 255].
+            label: (B, 1, H, W), nuclei above 0.
+
+        Returns:
+            ``aligned`` (B, 2, C'), of the features that the domain discriminator sees; and ``frozen`` (B, 2, C), of
+            the frozen encoder's features that those are computed from, i.e. at their stride and coarser.
+        """
+        features = self.network.image_encoder(image)
+        _, aligned = self.network.decoder(features, image)
+        foreground = (label > 0).float()
+        sources = [feature for feature in features if feature.shape[-1] <= aligned.shape[-1]]
+        frozen = torch.cat([region_means(feature, foreground) for feature in sources], dim=-1)
+        return {"frozen": frozen, "aligned": region_means(aligned, foreground)}
+
+
+def region_means(features: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+    """
+    Means of (B, C, h, w) features over nuclei and background, (B, 2, C) float32; zero for a region that is empty.
+
+    A feature point counts for a region by the share of its area in it.
+
+    Args:
+        features: of any stride.
+        foreground: (B, 1, H, W) in {0, 1}, at any resolution.
+    """
+    nuclei = F.adaptive_avg_pool2d(foreground, list(features.shape[2:]))
+    shares = torch.cat([nuclei, 1 - nuclei], dim=1).flatten(2)
+    sums = torch.einsum("brp,bcp->brc", shares, features.float().flatten(2))
+    return sums / shares.sum(dim=2, keepdim=True).clamp(min=1e-6)

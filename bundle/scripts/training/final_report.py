@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+
+from scripts.errors import DataError, root_cause
+from scripts.networks.model_file import load_model, read_model_file
+
+__all__ = ["FinalReport"]
+
+logger = logging.getLogger(__name__)
+
+
+class FinalReport:
+    """
+    Runs an evaluator once, at the end of a training, on the weights that the training keeps.
+
+    What it finds joins ``engine.state.metrics``; list it before the MLflow handler. A report that fails is told and
+    never costs the training. In a distributed training the first process alone writes it.
+
+    Args:
+        evaluator: with handlers that write the report.
+        network: the segmentation network that the evaluator runs.
+        best_model: file of the best weights so far, see ``checkpoints.BestModel``.
+        metric: told with those weights; without it there was no validation, and the last weights are kept.
+    """
+
+    def __init__(
+        self, evaluator: Engine, network: torch.nn.Module, best_model: str | os.PathLike, metric: str = "val_dice"
+    ) -> None:
+        self.evaluator, self.network, self.best_model, self.metric = evaluator, network, Path(best_model), metric
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
+        try:
+            if not self.evaluator.state.epoch_length:
+                raise DataError("alignment", "no domain has an image for the report", "Give validation images")
+            with self._kept_weights():
+                self.evaluator.run()
+        except Exception as error:  # noqa: BLE001 hours of training end here
+            cause = root_cause(error)
+            logger.warning("no report at the end of training: %s", cause, exc_info=not isinstance(cause, DataError))
+            return
+        engine.state.metrics.update(self.evaluator.state.metrics)
+
+    @contextmanager
+    def _kept_weights(self) -> Iterator[None]:
+        """Puts the best weights into the network for a while; others may still want the last ones."""
+        last = {name: value.clone() for name, value in self.network.decoder.state_dict().items()}
+        if self.best_model.is_file() and self.metric in read_model_file(self.best_model).get("provenance", {}):
+            load_model(self.network, self.best_model)
+        try:
+            yield
+        finally:
+            self.network.decoder.load_state_dict(last)
