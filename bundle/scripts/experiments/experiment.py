@@ -88,8 +88,8 @@ class Experiment:
             self.store.close(parent, status)
         if failed:
             raise SystemExit(
-                f"{len(failed)} of {len(self.children)} children failed: {', '.join(failed)}. The reasons are above, in "
-                f"MLflow's tag 'failure' and in the logs in {self.output_dir}; run the command again to try them again"
+                f"{len(failed)} of {len(self.children)} children failed: {', '.join(failed)}. The reasons are above, "
+                f"in MLflow's tag 'failure' and in the logs in {self.output_dir}; run this again to try them again"
             )
 
     def _todo(self, recorded: Sequence[Run]) -> list[tuple[Child, Run | None]]:
