@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from mlflow.entities import Run
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 
 from scripts.errors import DataError
 from scripts.experiments.plan import ALL_GROUPS
@@ -139,6 +140,7 @@ def read_results(store: ExperimentStore, parent: Run, split: str) -> tuple[Resul
         raise DataError(
             parent.info.run_name, f"no child is finished on {split} ({why})", "Run 'experimenting', or choose --split"
         )
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one for each small file
     runs = sorted(finished.values(), key=lambda run: run.info.start_time)
     return Results([_download(store, run) for run in runs]), left_out
 
