@@ -136,9 +136,10 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    store, artifacts = f"sqlite:///{folder / 'server.db'}", str(folder / "artifacts")
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--artifacts-destination", str(folder / "artifacts"), "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+        "--backend-store-uri", store, "--artifacts-destination", artifacts,
     ]  # fmt: skip
     log = (folder / "server.log").open("w")
     # a session of its own, so that its workers end with it
