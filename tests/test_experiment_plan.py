@@ -85,11 +85,14 @@ def test_every_key_of_the_config_is_used(bundle_root):
 
 
 @pytest.mark.slow
-def test_a_verb_runs_in_a_process_of_its_own_and_tells_why_it_failed(tmp_path):
+def test_a_verb_runs_in_a_process_of_its_own_and_tells_why_it_failed(bundle_root, tmp_path):
     config, overlay = tmp_path / "verb.json", tmp_path / "overlay.json"
     write = "$pathlib.Path(@path).write_text(str([@common, @variant, @own]))"
     keys = {"common": 0, "variant": 0, "own": 0, "path": ""}
-    config.write_text(json.dumps({"imports": ["$import pathlib"], **keys, "greeting": [write]}))
+    setup = {"_target_": "scripts.setup_run.setup_run", "seed": 0, "defaults": str(config)}  # as every verb has it
+    initialize = ["$import sys", f"$sys.path.append({str(bundle_root)!r})", setup]
+    content = {"imports": ["$import pathlib"], **keys, "initialize": initialize, "greeting": [write]}
+    config.write_text(json.dumps(content))
     overlay.write_text(json.dumps({"variant": 2, "own": 2}))
     folder, out = tmp_path / "it's a folder", tmp_path / "out.txt"
     verb = BundleVerb("greeting", str(config), {"common": 1}, {"path": str(out)})
