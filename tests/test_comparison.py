@@ -242,6 +242,9 @@ def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
     Comparison(store, "testing", ["dice"], None, tmp_path).run()
     folder = tmp_path / "alone" / "comparison_testing"
     assert {path.name for path in folder.iterdir()} == {"comparison.md", "scores.csv", "differences.csv", "scores.png"}
+    assert (
+        (folder / "differences.csv").read_text().startswith("domain,limit_groups,variant,reference,metric,difference")
+    )
     assert "| joint | all | 0 | 0.520 |" in capsys.readouterr().out
     with pytest.raises(DataError, match="'other' was not evaluated. There are tnbc"):
         Comparison(store, "testing", ["dice"], "other", tmp_path).run()

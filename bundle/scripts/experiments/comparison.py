@@ -17,6 +17,10 @@ from scripts.tracking.experiments import ExperimentStore
 
 __all__ = ["Comparison", "bootstrap_interval", "compare_pairs", "summarise_variants"]
 
+# named here, because a table has its columns also where no row has a value
+SCORE_COLUMNS = ("domain", "limit_groups", "variant", "metric", "mean", "std_seeds", "seeds", "images")
+DIFFERENCE_COLUMNS = ("domain", "limit_groups", "variant", "reference", "metric", "difference", "low", "high", "images")
+
 
 class Comparison:
     """
@@ -65,8 +69,8 @@ class Comparison:
         differences = compare_pairs(results, self.metrics, self.resamples, self.confidence, self.seed)
 
         folder = self.output_dir / name / f"comparison_{self.split}"
-        write_table(folder / "scores.csv", scores)
-        write_table(folder / "differences.csv", differences)
+        write_table(folder / "scores.csv", scores, SCORE_COLUMNS)
+        write_table(folder / "differences.csv", differences, DIFFERENCE_COLUMNS)
         figures = {
             "scores.png": plot_scores(results, domain, self.metrics),
             "differences.png": plot_differences(differences, domain, self.metrics, self.confidence),
