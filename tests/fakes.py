@@ -3,8 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
 from torch import nn
+
+from scripts.experiments.verbs import BundleVerb, VerbFailed
+from scripts.files import write_table
 
 
 class TinyEncoder(nn.Module):
@@ -32,7 +36,7 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def open_verb(bundle_root: Path, config: str, kind: str, **overrides) -> ConfigWorkflow:
+def open_verb(bundle_root: Path, config: str, kind: str | None, **overrides) -> ConfigWorkflow:
     """The workflow of a real config with overrides, initialised and ready to run."""
     workflow = ConfigWorkflow(
         config_file=str(bundle_root / "configs" / f"{config}.json"),
@@ -43,3 +47,66 @@ def open_verb(bundle_root: Path, config: str, kind: str, **overrides) -> ConfigW
     )
     workflow.initialize()
     return workflow
+
+
+class FakeVerb(BundleVerb):
+    """
+    A training or evaluation that only files what the real ones file: a metric of each epoch and a checkpoint after it,
+    a model, ``metrics.csv``.
+
+    Args:
+        verb: ``training`` or ``evaluating``.
+        settings: as of ``BundleVerb``.
+        epochs: of the training.
+        fails: names of runs that fail at once.
+        stops_after: run name -> number of epochs after which ``error`` is raised.
+        refuses_checkpoint: resuming fails.
+        images: of the evaluation, by domain.
+        score: settings and image -> Dice.
+    """
+
+    def __init__(
+        self,
+        verb: str,
+        settings: dict | None = None,
+        epochs: int = 2,
+        fails: frozenset | set = frozenset(),
+        stops_after: dict | None = None,
+        error: type[BaseException] = VerbFailed,
+        refuses_checkpoint: bool = False,
+        images: dict | None = None,
+        score=lambda settings, image: 0.5,
+    ) -> None:
+        super().__init__(verb, f"{verb}.json", settings or {"max_epochs": 1})
+        self.epochs, self.fails, self.stops_after, self.error = epochs, fails, stops_after or {}, error
+        self.refuses_checkpoint, self.images, self.score = refuses_checkpoint, images or {"tnbc": ["a", "b"]}, score
+        self.calls: list[dict] = []
+        self.epochs_done = 0
+
+    def run(self, folder: Path, settings: dict, config: str | None = None) -> None:
+        self.calls.append(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        client, run_id, name = MlflowClient(settings["tracking_uri"]), settings["mlflow_run_id"], settings["run_name"]
+        if name in self.fails or settings.get("resume") and self.refuses_checkpoint:
+            raise VerbFailed(f"{self.verb}: it broke")
+        if self.verb == "training":
+            checkpoint = folder / "checkpoint.pt"
+            first = int(checkpoint.read_text()) if settings["resume"] else 0
+            for epoch in range(first, self.epochs):
+                if self.stops_after.get(name) == epoch:
+                    raise self.error
+                client.log_metric(run_id, "val_dice", 0.5, step=epoch + 1)
+                checkpoint.write_text(str(epoch + 1))
+                self.epochs_done += 1
+            (folder / "model.pt").write_text("trained")
+            return
+        if name in self.stops_after:
+            raise self.error
+        rows = [
+            {"file": f"/data/{domain}/{image}.png", "domain": domain, "mpp": 0.25, "dice": self.score(settings, image)}
+            for domain, images in self.images.items()
+            for image in images
+        ]
+        write_table(folder / "metrics.csv", [{**row, "hd95_px": 10 * (1 - row["dice"])} for row in rows])
+        client.log_metric(run_id, "tnbc_dice", sum(row["dice"] for row in rows) / len(rows))
+        client.log_artifact(run_id, str(folder / "metrics.csv"))

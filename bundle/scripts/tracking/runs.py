@@ -45,6 +45,8 @@ class TrackedRun(MLFlowHandler):
         tags: short facts to filter by.
         artifacts: files to keep with the run; those that were not written are left out.
         resume: go on in the latest unfinished run of that name.
+        run_id: file everything in this existing run instead of one of its own. Whoever made it closes it, and its own
+            tags and parameters stay as they are: so an experiment's child run holds its training and its evaluation.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TrackedRun(MLFlowHandler):
         tags: Mapping[str, Any] | None = None,
         artifacts: Sequence[str | os.PathLike] = (),
         resume: bool = False,
+        run_id: str | None = None,
     ) -> None:
         # the store's folder must exist before SQLite opens its file in it
         if tracking_uri.startswith("sqlite:///"):
@@ -67,9 +70,9 @@ class TrackedRun(MLFlowHandler):
             run_name=run_name,
             experiment_param={k: v for k, v in params.items()},
             artifacts=[str(a) for a in artifacts],
-            close_on_complete=True,
+            close_on_complete=run_id is None,
         )
-        self.tags, self.resume = dict(tags or {}), resume
+        self.tags, self.resume, self.run_id = dict(tags or {}), resume, run_id
         self._logged: set[str] = set()
 
     def attach(self, engine: Engine) -> None:
@@ -78,11 +81,17 @@ class TrackedRun(MLFlowHandler):
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
     def start(self, engine: Engine) -> None:
-        if not self.resume:
+        tags = self.tags
+        if self.run_id is not None:
+            self.cur_run = self.client.get_run(self.run_id)
+            self.experiment = self.client.get_experiment(self.cur_run.info.experiment_id)
+            self._delete_exist_param_in_dict(self.experiment_param)
+            tags = {key: value for key, value in tags.items() if key not in self.cur_run.data.tags}
+        elif not self.resume:
             self._set_experiment()
             self.cur_run = self.client.create_run(self.experiment.experiment_id, run_name=self.run_name)
         super().start(engine)
-        for key, value in self.tags.items():
+        for key, value in tags.items():
             self.client.set_tag(self.cur_run.info.run_id, key, str(value))
 
     def epoch_completed(self, engine: Engine) -> None:
@@ -99,6 +108,6 @@ class TrackedRun(MLFlowHandler):
         super().complete()
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
-        if self.cur_run is not None:
+        if self.cur_run is not None and self.run_id is None:
             self.client.set_terminated(self.cur_run.info.run_id, status="FAILED")
         raise error

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow.entities import Run
+from tqdm import tqdm
+
+from scripts.data.domains import SPLITS
+from scripts.errors import DataError
+from scripts.experiments.plan import Child
+from scripts.experiments.verbs import BundleVerb, VerbFailed
+from scripts.files import atomic_path
+from scripts.tracking.experiments import ExperimentStore
+
+__all__ = ["Experiment"]
+
+
+class Experiment:
+    """
+    Trains and evaluates children one after the other, each filed as one child run in MLflow.
+
+    A child run carries the parameters, curves and artefacts of its training, and the metrics and ``metrics.csv`` of
+    its evaluation. Run again, the experiment skips what is finished, goes on with what was interrupted (from its
+    checkpoint, if an epoch was completed), and tries again what failed. A child that fails is recorded with the
+    reason and does not stop the others.
+
+    In ``output_dir`` each child has a folder of its name: the training's files, ``<verb>_settings.json`` and
+    ``<verb>.log`` of both verbs, and the evaluation's files in ``<split>/``.
+
+    Args:
+        store: where the runs are filed.
+        children: what is run.
+        training, evaluating: the two verbs.
+        split: evaluated part of the data; another split evaluates the same trained models in child runs of its own.
+        primary: name of the primary domain.
+        output_dir: folder of the children's folders.
+    """
+
+    def __init__(
+        self,
+        store: ExperimentStore,
+        children: Sequence[Child],
+        training: BundleVerb,
+        evaluating: BundleVerb,
+        split: str,
+        primary: str,
+        output_dir: str | os.PathLike,
+    ) -> None:
+        if split not in SPLITS:
+            raise DataError("split", f"there is no '{split}'", f"Use one of {', '.join(SPLITS)}")
+        self.store, self.children = store, list(children)
+        self.training, self.evaluating = training, evaluating
+        self.split, self.primary, self.output_dir = split, primary, Path(output_dir)
+
+    def run(self) -> None:
+        """
+        Run what is not finished.
+
+        Raises:
+            DataError: before anything runs, when a finished child was made with other settings.
+            SystemExit: at the end, when children failed.
+        """
+        parent = self.store.open_parent({"primary": self.primary})
+        status, failed = "KILLED", []
+        try:
+            todo = self._todo(self.store.children(parent))
+            done = len(self.children) - len(todo)
+            print(f"{len(self.children)} children of '{self.store.name}' on {self.split}: {done} finished before")
+            # the bar's time to go counts only what is run now
+            bar = tqdm(total=len(self.children), initial=done, desc="experiment", unit="child", smoothing=0)
+            with bar, _ended_by_sigterm():
+                for child, run in todo:
+                    bar.set_postfix_str(child.name)
+                    if not self._run_child(child, run, parent):
+                        failed.append(child.name)
+                    bar.update()
+            status = "FAILED" if failed else "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            self.store.close(parent, status)
+        if failed:
+            raise SystemExit(
+                f"{len(failed)} of {len(self.children)} children failed: {', '.join(failed)}. The reasons are above, "
+                f"in MLflow's tag 'failure' and in the logs in {self.output_dir}; run this again to try them again"
+            )
+
+    def _todo(self, recorded: Sequence[Run]) -> list[tuple[Child, Run | None]]:
+        """The children that are not finished, each with its unfinished run to go on with, if there is one."""
+        todo = []
+        for child in self.children:
+            settings = self._settings(child)
+            runs = [run for run in recorded if child.tags.items() <= run.data.tags.items()]
+            here = [run for run in runs if run.data.tags["split"] == self.split]
+            for run in runs:
+                earlier = json.loads(run.data.tags["settings"])
+                # on another split the evaluation's settings may differ, but the trained model is the same
+                verbs = list(settings) if run in here else ["training"]
+                changed = _difference({v: earlier[v] for v in verbs}, {v: settings[v] for v in verbs})
+                if run.info.status == "FINISHED" and changed:
+                    raise DataError(
+                        f"{self.store.name}/{child.name}",
+                        f"it is finished, but with other settings ({changed})",
+                        "Give this experiment another --name, or delete that run in MLflow",
+                    )
+            if not any(run.info.status == "FINISHED" for run in here):
+                same = [run for run in here if json.loads(run.data.tags["settings"]) == settings]
+                todo.append((child, same[0] if same else None))
+        return todo
+
+    def _settings(self, child: Child) -> dict[str, dict]:
+        """What the child is made of by verb; recorded with its run, so that it is known again."""
+        return {
+            "training": self.training.identity(_training_settings(child), child.config),
+            "evaluating": self.evaluating.identity({**child.evaluating, "split": self.split}, child.config),
+        }
+
+    def _run_child(self, child: Child, run: Run | None, parent: Run) -> bool:
+        """Train and evaluate a child; False when it failed."""
+        started = time.monotonic()
+        settings = self._settings(child)
+        if run is None:
+            tags = {**child.tags, "split": self.split, "primary": self.primary, "settings": json.dumps(settings)}
+            run = self.store.open_child(parent, child.name, tags)
+        else:
+            self.store.reopen(run)
+        folder = self.output_dir / child.name
+        status, failure = "KILLED", None
+        try:
+            self._train(child, folder, run.info.run_id, settings["training"])
+            self._evaluate(child, folder, run.info.run_id)
+            status = "FINISHED"
+        except (VerbFailed, OSError) as error:
+            status, failure = "FAILED", str(error)
+            logs = [folder / f"{verb.verb}.log" for verb in (self.training, self.evaluating)]
+            self.store.log_files(run, logs)
+        finally:
+            self.store.close(run, status, failure)
+        minutes = (time.monotonic() - started) / 60
+        dice = self.store.client.get_run(run.info.run_id).data.metrics.get(f"{self.primary}_dice")
+        told = f"{self.primary} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
+        tqdm.write(f"{child.name}: {told}  ({minutes:.1f} min)")
+        return failure is None
+
+    def _train(self, child: Child, folder: Path, run_id: str, identity: dict) -> None:
+        """Train, go on training, or do nothing where this child's folder holds the trained model already."""
+        state_file, checkpoint = folder / "state.json", folder / "checkpoint.pt"
+        state = json.loads(state_file.read_text()) if state_file.is_file() else {}
+        if state.get("settings") != identity:
+            checkpoint.unlink(missing_ok=True)  # of other settings, and never finished
+            state = {"settings": identity, "trained": False}
+            _write(state_file, state)
+        if state["trained"] and (folder / "model.pt").is_file():
+            return
+        settings = {
+            **_training_settings(child),
+            "run_name": child.name,
+            "run_dir": str(folder),
+            "mlflow_run_id": run_id,
+            "tracking_uri": self.store.tracking_uri,
+        }
+        resumed_from = _stamp(checkpoint)
+        try:
+            self.training.run(folder, {**settings, "resume": resumed_from is not None}, child.config)
+        except VerbFailed:
+            # a checkpoint from which not one epoch can be done is of no use: from the start, then
+            if resumed_from is None or _stamp(checkpoint) != resumed_from:
+                raise
+            checkpoint.unlink()
+            self.training.run(folder, {**settings, "resume": False}, child.config)
+        _write(state_file, {**state, "trained": True})
+
+    def _evaluate(self, child: Child, folder: Path, run_id: str) -> None:
+        settings = {
+            **child.evaluating,
+            "split": self.split,
+            "ckpt_path": str(folder / "model.pt"),
+            "output_dir": str(folder / self.split),
+            "run_name": child.name,
+            "mlflow_run_id": run_id,
+            "tracking_uri": self.store.tracking_uri,
+        }
+        self.evaluating.run(folder, settings, child.config)
+
+
+def _training_settings(child: Child) -> dict:
+    return {**child.training, "mode": child.mode, "seed": child.seed, "limit_groups": child.limit_groups}
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C: the running verb is stopped and its run is closed, not left behind."""
+
+    def stop(*_) -> None:
+        raise SystemExit("terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _difference(earlier: dict, now: dict) -> str:
+    """What differs between two settings, e.g. ``training max_epochs: 8, now 16``."""
+    told = []
+    for verb in now:
+        before, after = earlier.get(verb, {}), now[verb]
+        told += [
+            f"{verb} {key}: {before.get(key)!r}, now {after.get(key)!r}"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
+    return "; ".join(told)
+
+
+def _write(path: Path, content: dict) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=4) + "\n")
+
+
+def _stamp(path: Path) -> int | None:
+    """A number that changes when the file is written again; None when there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import DataError
+
+__all__ = ["ALL_GROUPS", "Child", "plan_children"]
+
+# how "no limit" is written in tags, names and tables
+ALL_GROUPS = "all"
+_VARIANT_KEYS = {"name", "mode", "config", "training", "evaluating"}
+
+
+@dataclass(frozen=True)
+class Child:
+    """
+    One training and its evaluation.
+
+    Args:
+        variant: name of the variant.
+        mode: training mode, see ``scripts.networks.domain_adversary.MODES``.
+        seed: of the training.
+        limit_groups: number of the primary's training groups, None for all.
+        config: config file that both verbs take besides their own, e.g. of another decoder.
+        training, evaluating: further settings of the two verbs.
+    """
+
+    variant: str
+    mode: str
+    seed: int
+    limit_groups: int | None = None
+    config: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evaluating: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its folder, e.g. ``ama_groups2_seed0``."""
+        groups = "" if self.limit_groups is None else f"_groups{self.limit_groups}"
+        return f"{self.variant}{groups}_seed{self.seed}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the child is, for MLflow's table; with the evaluated split it tells children apart."""
+        groups = ALL_GROUPS if self.limit_groups is None else str(self.limit_groups)
+        return {"variant": self.variant, "mode": self.mode, "seed": str(self.seed), "limit_groups": groups}
+
+
+def plan_children(
+    variants: Sequence[Mapping[str, Any]],
+    seeds: int | str | Iterable,
+    limit_groups: int | str | Iterable | None = None,
+    only: str | Iterable[str] | None = None,
+) -> list[Child]:
+    """
+    Every chosen variant with every number of groups and every seed; the seeds outermost, so that what is there after
+    an interruption can be compared.
+
+    Args:
+        variants: ``{"name", "mode"}``, optionally with ``config``, ``training`` and ``evaluating`` (see ``Child``).
+        seeds: whole numbers, as a list, a comma-separated string or a single one.
+        limit_groups: the same, where None or "all" is no limit.
+        only: names of the variants to run; None runs all.
+
+    Raises:
+        DataError: for a variant that is not there or not valid, a missing config file, or numbers that are none.
+    """
+    by_name: dict[str, Mapping[str, Any]] = {}
+    for variant in variants:
+        name = str(variant.get("name", ""))
+        if not name or "mode" not in variant or set(variant) - _VARIANT_KEYS:
+            raise DataError(
+                "variants", f"{dict(variant)} is not a variant", "Give name and mode; else config, training, evaluating"
+            )
+        if name in by_name:
+            raise DataError("variants", f"'{name}' is there twice", "Give every variant a name of its own")
+        config = variant.get("config")
+        if config is not None and not os.path.isfile(config):
+            raise DataError(config, f"the config of variant '{name}' does not exist", "Correct its path")
+        by_name[name] = variant
+    chosen = list(by_name) if only is None else [str(name) for name in _listed(only)]
+    for name in chosen:
+        if name not in by_name:
+            raise DataError("only", f"there is no variant '{name}'", f"There are {', '.join(by_name)}")
+    return [
+        Child(
+            variant=name,
+            mode=str(by_name[name]["mode"]),
+            seed=seed,
+            limit_groups=groups,
+            config=None if by_name[name].get("config") is None else str(Path(by_name[name]["config"])),
+            training=by_name[name].get("training", {}),
+            evaluating=by_name[name].get("evaluating", {}),
+        )
+        for seed in _numbers("seeds", seeds, least=0)
+        for groups in _numbers("limit_groups", limit_groups, least=1, none_is_all=True)
+        for name in dict.fromkeys(chosen)
+    ]
+
+
+def _listed(values: Any) -> list:
+    """A list from a list, a comma-separated string or a single value."""
+    if isinstance(values, str):
+        return [value.strip() for value in values.split(",")]
+    return list(values) if isinstance(values, Iterable) else [values]
+
+
+def _numbers(key: str, values: Any, least: int, none_is_all: bool = False) -> list[int | None]:
+    numbers: list[int | None] = []
+    for value in _listed(values):
+        if none_is_all and (value is None or str(value).lower() in (ALL_GROUPS, "null", "none")):
+            numbers.append(None)
+            continue
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise DataError(key, f"{value!r} is not a whole number from {least}", f"Give such as --{key} 1,2")
+        numbers.append(number)
+    if not numbers:
+        raise DataError(key, "it is empty", f"Give such as --{key} 1,2")
+    return list(dict.fromkeys(numbers))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.files import atomic_path
+
+__all__ = ["BundleVerb", "VerbFailed"]
+
+_REASON_LENGTH = 1000
+
+
+class VerbFailed(RuntimeError):
+    """A verb's process ended with an error; the message is the last thing it said."""
+
+
+class BundleVerb:
+    """
+    A verb of this bundle, run as ``python -m monai.bundle run`` in a process of its own.
+
+    So no run inherits anything from an earlier one: random state, memory, threads, or what a crash leaves behind.
+
+    Args:
+        verb: e.g. ``training``.
+        config_file: its config.
+        settings: keys of that config, the same for all runs; they belong to what a run is.
+        places: further keys that say where things lie, not what they are: folders, devices.
+    """
+
+    def __init__(
+        self, verb: str, config_file: str, settings: Mapping[str, Any], places: Mapping[str, Any] | None = None
+    ) -> None:
+        self.verb, self.config_file = verb, str(config_file)
+        self.settings, self.places = dict(settings), dict(places or {})
+
+    def identity(self, settings: Mapping[str, Any], config: str | None) -> dict[str, Any]:
+        """What a run with these settings is made of, apart from places: plain values, and the config's content."""
+        content = {} if config is None else {"config": hashlib.sha256(Path(config).read_bytes()).hexdigest()[:16]}
+        # as it comes back from JSON, so that what is stored can be compared
+        return json.loads(json.dumps({**self.settings, **settings, **content}, sort_keys=True, default=str))
+
+    def run(self, folder: Path, settings: Mapping[str, Any], config: str | None = None) -> None:
+        """
+        Run the verb and wait for it.
+
+        Args:
+            folder: takes ``<verb>_settings.json``, which is the last config file of the run and can be run by hand,
+                and ``<verb>.log``, all that it prints, appended.
+            settings: keys of this run.
+            config: config file between the verb's own and the settings.
+
+        Raises:
+            VerbFailed: with the reason, when the process fails.
+        """
+        overlay = folder / f"{self.verb}_settings.json"
+        with atomic_path(overlay) as partial:
+            content = {**self.places, **self.settings, **settings}
+            partial.write_text(json.dumps(content, indent=4, default=str) + "\n")
+        files = [self.config_file, *([] if config is None else [config]), str(overlay)]
+        command = [sys.executable, "-m", "monai.bundle", "run", self.verb, "--config_file", repr(files)]
+        with (folder / f"{self.verb}.log").open("a+", encoding="utf-8", errors="replace") as log:
+            log.seek(0, 2)
+            start = log.tell()
+            # killed with this process where that ends by an exception
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+            log.seek(start)
+            if code:
+                raise VerbFailed(f"{self.verb}: {_reason(log.read(), code)}")
+
+
+def _reason(printed: str, code: int) -> str:
+    """The last error told, see ``setup_run``, else the last line; and the signal, where one ended the process."""
+    if code < 0:
+        return f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    _, told, error = printed.rpartition("\nError: ")
+    lines = printed.strip().splitlines()
+    reason = error.strip() if told else (lines[-1] if lines else "")
+    return (reason or f"exit code {code}")[:_REASON_LENGTH]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import BasicUNet
+from torch import nn
+
+from scripts.networks.hr_decoder import HRDecoder
+from scripts.networks.sam_encoders import sam_modeling
+
+__all__ = ["QuarterResolutionDecoder", "SAMMaskDecoder", "UNetDecoder"]
+
+# Each stands where HRDecoder stands: forward(features, image) -> logits (B, C, H, W) and aligned features, with the
+# attributes out_channels and aligned_channels. So configs/baselines/*.json replace `network_def::decoder` and no more.
+
+
+class UNetDecoder(nn.Module):
+    """
+    MONAI's ``BasicUNet`` on the image, from scratch: what the images teach without SAM. The features are ignored.
+
+    The aligned features are those of the upward path at stride 8.
+
+    Args:
+        out_channels: as of ``HRDecoder``.
+        widths: channels at strides 1, 2, 4, 8, 16 and after the last step up; the default takes about the time of
+            the standard HR-Decoder.
+    """
+
+    def __init__(self, *, out_channels: int = 2, widths: Sequence[int] = (16, 16, 32, 64, 128, 16)) -> None:
+        super().__init__()
+        self.out_channels, self.aligned_channels = out_channels, widths[3]
+        self.unet = BasicUNet(spatial_dims=2, in_channels=3, out_channels=out_channels, features=tuple(widths))
+
+    def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``HRDecoder.forward``; sides of the image are multiples of 16."""
+        unet = self.unet
+        # BasicUNet.forward, taken apart for the features at stride 8
+        down = [unet.conv_0((image / 127.5 - 1.0).contiguous(memory_format=torch.channels_last))]
+        for step in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
+            down.append(step(down[-1]))
+        aligned = unet.upcat_4(down[4], down[3])
+        x = unet.upcat_3(aligned, down[2])
+        x = unet.upcat_1(unet.upcat_2(x, down[1]), down[0])
+        return unet.final_conv(x), aligned
+
+
+class QuarterResolutionDecoder(HRDecoder):
+    """
+    The HR-Decoder cut off at stride 4, where SAM's own decoder ends; the logits are then interpolated bilinearly.
+
+    Adapters, trunk and widths down to stride 4 are those of the HR-Decoder itself, so the difference between the two
+    is what its learned finer levels and its look at the image bring. Arguments are those of ``HRDecoder``.
+    """
+
+    def __init__(self, in_channels: Sequence[int], strides: Sequence[int], **kwargs) -> None:
+        super().__init__(in_channels, strides, **kwargs)
+        del self.stem
+        self.levels = self.levels[:2]
+        width = self.levels[1].upsample.out_channels
+        self.head = nn.Conv2d(width, self.out_channels, 3, padding=1)
+
+    def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``HRDecoder.forward``; of the image only the size is used."""
+        adapted = [
+            adapter(feature.contiguous(memory_format=torch.channels_last))
+            for adapter, feature in zip(self.adapters, features)
+        ]
+        trunk = [self.coarse(sum(self._at(adapted, 16)))]
+        for level, stride in zip(self.levels, (8, 4)):
+            trunk.append(level(trunk[-1], self._at(adapted, stride)))
+        return _interpolate(self.head(trunk[-1]), image), trunk[self.aligned_level]
+
+
+class SAMMaskDecoder(nn.Module):
+    """
+    SAM's own mask decoder, built from segment-anything's parts, trained from scratch and without prompts.
+
+    Two-way attention between mask tokens, one for each output channel, and the encoder's last feature; two transposed
+    convolutions to stride 4; bilinear interpolation, as in SAM. The aligned features are the image's after the
+    attention, at stride 16.
+
+    Args:
+        in_channels: channels of the encoder's features; the last, at stride 16, is what is read, and must divide by 16.
+        strides: their strides.
+        out_channels: as of ``HRDecoder``.
+    """
+
+    def __init__(self, in_channels: Sequence[int], strides: Sequence[int], *, out_channels: int = 2) -> None:
+        super().__init__()
+        width = in_channels[-1]
+        if strides[-1] != 16 or width % 16:
+            raise ValueError(
+                f"SAM's mask decoder reads a last feature of stride 16 whose channels divide by 16, got stride "
+                f"{strides[-1]} and {width} channels"
+            )
+        modeling = sam_modeling()
+        # the numbers of segment-anything's build_sam
+        transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=8 * width, num_heads=8)
+        decoder = modeling.MaskDecoder(
+            transformer_dim=width, transformer=transformer, num_multimask_outputs=out_channels - 1
+        )
+        del decoder.iou_prediction_head  # nothing would train it
+        self.decoder = decoder
+        self.no_prompt = nn.Parameter(torch.zeros(1, width, 1, 1))  # SAM's no_mask_embed
+        self.register_buffer("frequencies", torch.randn(2, width // 2))  # of SAM's random position embedding
+        self.out_channels, self.aligned_channels = out_channels, width
+
+    def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``HRDecoder.forward``; of the image only the size is used."""
+        decoder, embedding = self.decoder, features[-1] + self.no_prompt
+        # MaskDecoder.predict_masks for a batch of images, where SAM has a batch of prompts on one image
+        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embedding), -1, -1)
+        queries, keys = decoder.transformer(embedding, self._positions(embedding), tokens)
+        aligned = keys.transpose(1, 2).reshape(embedding.shape)
+        upscaled = decoder.output_upscaling(aligned)
+        kernels = [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+        masks = torch.einsum("bmc,bchw->bmhw", torch.stack(kernels, dim=1), upscaled)
+        return _interpolate(masks, image), aligned
+
+    def _positions(self, embedding: torch.Tensor) -> torch.Tensor:
+        """SAM's ``PositionEmbeddingRandom`` of a feature's grid, for each sample: (B, C, h, w)."""
+        h, w = embedding.shape[2:]
+        y = (torch.arange(h, device=embedding.device) + 0.5) / h
+        x = (torch.arange(w, device=embedding.device) + 0.5) / w
+        grid = 2 * torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(embedding.dtype) - 1
+        angles = 2 * math.pi * grid @ self.frequencies.to(embedding.dtype)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1).expand(len(embedding), -1, -1, -1)
+
+
+def _interpolate(logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)

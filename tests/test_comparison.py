@@ -1,0 +1,250 @@
+"""The comparison of an experiment's runs: its numbers, and that an MLflow store is all it needs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from fakes import FakeVerb, open_verb
+from PIL import Image
+
+from scripts.errors import DataError, root_cause
+from scripts.experiments.comparison import Comparison, bootstrap_interval, compare_pairs, summarise_variants
+from scripts.experiments.experiment import Experiment
+from scripts.experiments.plan import Child
+from scripts.experiments.results import Result, Results
+from scripts.experiments.tables import comparison_markdown
+from scripts.tracking.experiments import ExperimentStore
+
+IMAGES = [f"image{i}" for i in range(12)]
+
+
+def result(variant, seed, scores, groups="all", domain="tnbc", folder="/data", metric="dice"):
+    rows = [{"file": f"{folder}/{name}.png", "domain": domain, metric: str(x)} for name, x in zip(IMAGES, scores)]
+    return Result(f"{variant}_seed{seed}", variant, groups, str(seed), rows)
+
+
+# --- numbers
+
+
+def test_means_are_over_images_and_spread_is_over_seeds():
+    results = Results([result("ama", 0, [0.2, 0.4]), result("ama", 1, [0.6, 0.8]), result("joint", 0, [0.5, 0.7])])
+    ama, joint = summarise_variants(results, ["dice"])
+    assert (ama["variant"], ama["seeds"], ama["images"]) == ("ama", 2, 2)
+    assert ama["mean"] == pytest.approx(0.5) and ama["std_seeds"] == pytest.approx(np.std([0.3, 0.7], ddof=1))
+    assert joint["mean"] == pytest.approx(0.6) and "std_seeds" not in joint, "one seed has no spread"
+
+
+def test_a_difference_is_paired_by_image_after_averaging_over_seeds():
+    """What images share cancels: hard and easy images differ by much more than the two variants do."""
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0.1, 0.9, 12)
+    gains = rng.uniform(0.01, 0.03, 12)
+    runs = [result("joint", s, hard + d) for s, d in ((0, -0.05), (1, 0.05))]
+    runs += [result("ama", s, hard + gains + d) for s, d in ((0, 0.02), (1, -0.02))]
+    (row,) = compare_pairs(Results(runs), ["dice"])
+    assert (row["variant"], row["reference"]) == ("ama", "joint")
+    assert row["difference"] == pytest.approx(gains.mean())
+    assert 0.01 < row["low"] < gains.mean() < row["high"] < 0.03
+
+
+def test_images_are_paired_by_name_whatever_their_order_and_folder():
+    scores = np.linspace(0, 1, 12)
+    moved = result("ama", 0, scores + 0.125, folder="/elsewhere")
+    moved.rows.reverse()
+    (row,) = compare_pairs(Results([result("joint", 0, scores), moved]), ["dice"])
+    assert row["low"] == pytest.approx(0.125) and row["high"] == pytest.approx(0.125)
+
+
+def test_file_names_that_occur_twice_are_told_apart_by_folder():
+    rows = [
+        {"file": f"/data/{patient}/1.png", "domain": "tnbc", "dice": str(x)} for patient, x in (("a", 0.1), ("b", 0.9))
+    ]
+    results = Results([Result("joint", "joint", "all", "0", rows), Result("ama", "ama", "all", "0", rows[::-1])])
+    assert compare_pairs(results, ["dice"])[0]["high"] == 0
+
+
+def test_the_interval_is_the_percentile_bootstrap_over_images():
+    """Against its definition written out, and against the theory for many normal differences."""
+    differences = np.random.default_rng(1).normal(0.02, 0.1, 200)
+    low, high = bootstrap_interval(differences, resamples=20_000)
+    draws = np.random.default_rng(7).integers(200, size=(20_000, 200))
+    expected = np.percentile(differences[draws].mean(axis=1), [2.5, 97.5])
+    assert [low, high] == pytest.approx(expected, abs=5e-4)
+    assert high - low == pytest.approx(2 * 1.96 * differences.std() / np.sqrt(200), rel=0.03)
+    narrow = bootstrap_interval(differences, confidence=0.5)
+    assert low < narrow[0] < narrow[1] < high
+    assert bootstrap_interval(differences) == bootstrap_interval(differences), "the seed is fixed"
+    assert bootstrap_interval(differences) != bootstrap_interval(differences, seed=1)
+    assert bootstrap_interval(differences[:1]) == (None, None)
+
+
+def test_groups_are_compared_among_themselves_and_ordered():
+    runs = [
+        result(variant, 0, [x, x + 0.1], groups)
+        for groups, gain in (("all", 0.0), ("10", 0.1), ("2", 0.2))
+        for variant, x in (("joint", 0.5), ("ama", 0.5 + gain))
+    ]
+    results = Results(runs)
+    assert results.groups == ["2", "10", "all"]
+    differences = {row["limit_groups"]: row["difference"] for row in compare_pairs(results, ["dice"])}
+    assert differences == {"2": pytest.approx(0.2), "10": pytest.approx(0.1), "all": pytest.approx(0)}
+
+
+def test_runs_on_different_images_are_not_compared():
+    with pytest.raises(DataError, match="ama_seed0: it lacks images of tnbc that joint_seed0 .* image2.png"):
+        Results([result("joint", 0, [1, 1, 1]), result("ama", 0, [1, 1])])
+    more = result("ama", 0, [1])
+    more.rows.append({"file": "/data/x.png", "domain": "other", "dice": "1"})
+    with pytest.raises(DataError, match="joint_seed0: it lacks images of other that ama_seed0 .* x.png"):
+        Results([result("joint", 0, [1]), more])
+
+
+def test_a_metric_that_is_not_there_is_told_and_one_that_is_partly_unknown_is_left_out():
+    with pytest.raises(DataError, match="no 'dise'. Its metrics are dice"):
+        summarise_variants(Results([result("joint", 0, [1])]), ["dise"])
+    assert summarise_variants(Results([result("joint", 0, [1, ""], metric="hd_um")]), ["hd_um"]) == []
+
+
+def test_the_text_shows_directions_intervals_and_what_is_missing():
+    runs = [result("joint", 0, [0.5, 0.6]), result("ama", 0, [0.7, 0.8])]
+    results = Results(runs)
+    scores, differences = summarise_variants(results, ["dice"]), compare_pairs(results, ["dice"])
+    text = comparison_markdown(
+        "tnbc", "testing", "tnbc", results, scores, differences, {"grl_seed0": "out of\nmemory"}, 0.95, 10
+    )
+    assert "| joint | all | 0 | 0.550 |" in text
+    assert "| ama − joint | all | +0.200 [+0.200, +0.200]* |" in text
+    assert "dice ↑" in text and "- grl_seed0: out of memory" in text
+
+
+# --- stores
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real MLflow server on this machine, which keeps runs in SQLite and serves artefacts."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store, artifacts = f"sqlite:///{folder / 'server.db'}", str(folder / "artifacts")
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", store, "--artifacts-destination", artifacts,
+    ]  # fmt: skip
+    log = (folder / "server.log").open("w")
+    # a session of its own, so that its workers end with it
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not needed, and slow to start
+    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.5)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+def run_experiment(uri, tmp_path, name, children, **evaluating):
+    store = ExperimentStore(uri, "ama_sam_experiments", name)
+    training = FakeVerb("training", fails={"signed_seed0"})
+    Experiment(
+        store, children, training, FakeVerb("evaluating", **evaluating), "testing", "tnbc", tmp_path / name
+    ).run()
+
+
+def score(settings, image):
+    """Harder images, a better ama, a little chance by seed, and less with less data."""
+    name = settings["run_name"]
+    easy = 0.4 + 0.04 * int(image.removeprefix("image"))
+    return easy + 0.02 * ("ama" in name) + 0.01 * ("seed1" in name) - 0.1 * ("groups1" in name)
+
+
+@pytest.mark.slow
+def test_an_experiment_on_a_server_is_compared_from_the_server_alone(server, bundle_root, tmp_path):
+    children = [Child(mode, mode, seed, groups) for seed in (0, 1) for groups in (1, None) for mode in ("joint", "ama")]
+    images = {"tnbc": IMAGES[:8], "other": IMAGES[:3]}
+    with pytest.raises(SystemExit, match="signed_seed0"):
+        run_experiment(
+            server, tmp_path / "trained", "tnbc", [*children, Child("signed", "signed", 0)], images=images, score=score
+        )
+    overrides = {"tracking_uri": server, "metrics": ["dice", "hd95_px"], "run_id": "comparing"}
+    open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path / "out"), **overrides).run()
+
+    folder = tmp_path / "out" / "tnbc" / "comparison_testing"
+    with (folder / "scores.csv").open(newline="") as file:
+        scores = {(r["domain"], r["limit_groups"], r["variant"], r["metric"]): r for r in csv.DictReader(file)}
+    assert len(scores) == 2 * 2 * 2 * 2
+    row = scores["tnbc", "1", "ama", "dice"]
+    assert float(row["mean"]) == pytest.approx(0.4 + 0.04 * 3.5 + 0.02 + 0.005 - 0.1)
+    assert float(row["std_seeds"]) == pytest.approx(0.01 / np.sqrt(2))
+    with (folder / "differences.csv").open(newline="") as file:
+        differences = list(csv.DictReader(file))
+    assert [float(r["difference"]) for r in differences if r["metric"] == "dice"] == pytest.approx([0.02] * 4)
+    text = (folder / "comparison.md").read_text()
+    assert text.index("## tnbc, 8 images") < text.index("## other, 3 images"), "the primary first"
+    assert "signed_seed0: training: it broke" in text
+    for picture in ("scores.png", "differences.png", "low_data.png"):
+        assert np.asarray(Image.open(folder / picture).convert("L")).std() > 5, "something is drawn"
+
+    store = ExperimentStore(server, "ama_sam_experiments", "tnbc")
+    parent = store.find_parent()
+    kept = {a.path for a in store.client.list_artifacts(parent.info.run_id, "comparison/testing")}
+    assert {f"comparison/testing/{path.name}" for path in folder.iterdir()} == kept
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compared_is_told(server, bundle_root, tmp_path):
+    def compare(**overrides):
+        overrides = {"tracking_uri": server, "metrics": "dice", "run_id": "comparing", **overrides}
+        with pytest.raises(Exception) as told:  # noqa: B017 which class MONAI wraps it in does not matter
+            open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path), **overrides).run()
+        assert isinstance(root_cause(told.value), DataError)
+        return str(root_cause(told.value))
+
+    with pytest.raises(SystemExit):
+        run_experiment(server, tmp_path, "failed", [Child("signed", "signed", 0)])
+    run_experiment(server, tmp_path, "unpaired", [Child("joint", "joint", 0)])
+    run_experiment(server, tmp_path, "unpaired", [Child("ama", "ama", 0)], images={"tnbc": ["a"]})
+    assert "no experiment 'nowhere'" in compare(experiment_name="nowhere")
+    assert "'nobody'" in (message := compare(name="nobody")) and "unpaired" in message, "those there are are named"
+    assert "signed_seed0: training: it broke" in compare(name="failed")
+    assert "none was started" in compare(name="failed", split="validation")
+    assert "it lacks images of tnbc that joint_seed0" in compare(name="unpaired")
+    assert "no such MLflow store" in compare(tracking_uri=f"sqlite:///{tmp_path / 'none.db'}")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
+    run_experiment(uri, tmp_path, "alone", [Child("joint", "joint", 0)], images={"tnbc": ["image3"]}, score=score)
+    store = ExperimentStore(uri, "ama_sam_experiments", None)
+    Comparison(store, "testing", ["dice"], None, tmp_path).run()
+    folder = tmp_path / "alone" / "comparison_testing"
+    assert {path.name for path in folder.iterdir()} == {"comparison.md", "scores.csv", "differences.csv", "scores.png"}
+    assert (
+        (folder / "differences.csv").read_text().startswith("domain,limit_groups,variant,reference,metric,difference")
+    )
+    assert "| joint | all | 0 | 0.520 |" in capsys.readouterr().out
+    with pytest.raises(DataError, match="'other' was not evaluated. There are tnbc"):
+        Comparison(store, "testing", ["dice"], "other", tmp_path).run()

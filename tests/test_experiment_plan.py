@@ -1,0 +1,122 @@
+"""What an experiment is made of: the plan of its children, the config's variants, and verbs as processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from monai.bundle import ConfigParser
+
+from scripts.errors import DataError
+from scripts.experiments.plan import plan_children
+from scripts.experiments.verbs import BundleVerb, VerbFailed
+from scripts.networks.domain_adversary import MODES
+from scripts.setup_run import unknown_keys
+
+# --- the plan
+
+
+def test_the_plan_is_every_variant_with_every_number_of_groups_and_seed():
+    variants = [{"name": "joint", "mode": "joint"}, {"name": "mine", "mode": "ama", "training": {"lambda_max": 1}}]
+    names = [child.name for child in plan_children(variants, [0, 1], [1, None])]
+    assert names == [
+        "joint_groups1_seed0", "mine_groups1_seed0", "joint_seed0", "mine_seed0",
+        "joint_groups1_seed1", "mine_groups1_seed1", "joint_seed1", "mine_seed1",
+    ]  # fmt: skip
+    (child,) = plan_children(variants, 3, only="mine")
+    assert child.training == {"lambda_max": 1}
+    assert child.tags == {"variant": "mine", "mode": "ama", "seed": "3", "limit_groups": "all"}
+
+
+@pytest.mark.parametrize(
+    "seeds, groups, expected",
+    [(0, 1, [(0, 1)]), ("0,2", "all", [(0, None), (2, None)]), ((1, 1), [2, "null"], [(1, 2), (1, None)])],
+)
+def test_numbers_are_taken_as_the_command_line_gives_them(seeds, groups, expected):
+    children = plan_children([{"name": "a", "mode": "ama"}], seeds, groups)
+    assert [(child.seed, child.limit_groups) for child in children] == expected
+
+
+@pytest.mark.parametrize(
+    "variant, arguments, message",
+    [
+        ({"name": "a", "mode": "ama"}, {"only": "b"}, "no variant 'b'. There are a"),
+        ({"name": "a"}, {}, "not a variant"),
+        ({"name": "a", "mode": "ama", "lambda_max": 1}, {}, "not a variant"),
+        ({"name": "a", "mode": "ama", "config": "nowhere.json"}, {}, "nowhere.json"),
+        ({"name": "a", "mode": "ama"}, {"seeds": "x"}, "seeds: 'x'"),
+        ({"name": "a", "mode": "ama"}, {"seeds": []}, "seeds: it is empty"),
+        ({"name": "a", "mode": "ama"}, {"limit_groups": 0}, "limit_groups: 0"),
+    ],
+)
+def test_plans_that_cannot_be_run_are_told(variant, arguments, message):
+    with pytest.raises(DataError, match=message):
+        plan_children([variant], **{"seeds": 0, **arguments})
+
+
+def test_the_variants_of_the_config_are_valid(bundle_root):
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "experiment.json"))
+    parser["bundle_root"] = str(bundle_root)
+    variants = parser.get_parsed_content("variants")
+    children = plan_children(variants, 0)
+    assert {child.mode for child in children} == set(MODES), "every mode can be compared"
+    assert {"unet", "quarter_resolution", "sam_decoder", "joint_stain_only"} <= {child.variant for child in children}
+    assert plan_children(variants, parser["seeds"], parser["limit_groups"], parser["only"])
+
+    train = ConfigParser.load_config_file(bundle_root / "configs" / "train.json")
+    for child in children:
+        parser = ConfigParser(json.loads(json.dumps(train)))
+        parser.update(child.training)
+        assert unknown_keys(parser.get(), train) == []
+        if child.variant == "joint_stain_only":
+            kept = [type(step).__name__ for step in parser.get_parsed_content("train::augmentation").transforms]
+            assert kept == ["RandCropAffined", "RandStaind", "ScaleIntensityRanged", "SplitTargetsd"]
+
+
+def test_every_key_of_the_config_is_used(bundle_root):
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "experiment.json"))
+    parser.resolve_macro_and_relative_ids()
+    assert unknown_keys(parser.get(), {}) == ["comparing", "experimenting", "imports", "initialize", "run"]
+
+
+# --- processes
+
+
+@pytest.mark.slow
+def test_a_verb_runs_in_a_process_of_its_own_and_tells_why_it_failed(bundle_root, tmp_path):
+    config, overlay = tmp_path / "verb.json", tmp_path / "overlay.json"
+    write = "$pathlib.Path(@path).write_text(str([@common, @variant, @own]))"
+    keys = {"common": 0, "variant": 0, "own": 0, "path": ""}
+    setup = {"_target_": "scripts.setup_run.setup_run", "seed": 0, "defaults": str(config)}  # as every verb has it
+    initialize = ["$import sys", f"$sys.path.append({str(bundle_root)!r})", setup]
+    content = {"imports": ["$import pathlib"], **keys, "initialize": initialize, "greeting": [write]}
+    config.write_text(json.dumps(content))
+    overlay.write_text(json.dumps({"variant": 2, "own": 2}))
+    folder, out = tmp_path / "it's a folder", tmp_path / "out.txt"
+    verb = BundleVerb("greeting", str(config), {"common": 1}, {"path": str(out)})
+    verb.run(folder, {"own": 3}, str(overlay))
+    assert out.read_text() == "[1, 2, 3]"
+    assert "greeting" in (folder / "greeting.log").read_text()
+    with pytest.raises(VerbFailed, match="^greeting: .*No such file.*nowhere"):
+        verb.run(folder, {"path": str(tmp_path / "nowhere" / "x")}, str(overlay))
+
+
+def test_a_killed_process_is_told(tmp_path, monkeypatch):
+    script = tmp_path / "killed"
+    script.write_text("#!/bin/sh\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(VerbFailed, match="killed by signal 9 .out of memory"):
+        BundleVerb("training", "train.json", {}).run(tmp_path, {})
+
+
+def test_what_makes_a_run_is_its_settings_and_configs_but_not_places(tmp_path):
+    config = tmp_path / "decoder.json"
+    config.write_text("{}")
+    here, there = (BundleVerb("training", "train.json", {"a": 1}, {"cache_dir": d}) for d in "xy")
+    identity = here.identity({"b": (1, 2)}, str(config))
+    assert identity == there.identity({"b": [1, 2]}, str(config)) != here.identity({"b": [1, 3]}, str(config))
+    config.write_text('{"size": 1}')
+    assert identity != here.identity({"b": [1, 2]}, str(config))

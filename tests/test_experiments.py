@@ -1,0 +1,228 @@
+"""The experiment verb: what is recorded, skipped and resumed."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import FakeVerb, open_verb
+from ignite.engine import Engine, Events
+
+from scripts.data.synthetic import ensure_dataset
+from scripts.errors import DataError
+from scripts.experiments.experiment import Experiment
+from scripts.experiments.plan import Child
+from scripts.networks.sam_encoders import build_encoder
+from scripts.tracking.experiments import ExperimentStore
+from scripts.tracking.runs import TrackedRun
+
+JOINT, AMA = Child("joint", "joint", 0), Child("ama", "ama", 0)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """One store for all tests, for making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns.db'}"
+
+
+@pytest.fixture
+def make(uri, request, tmp_path):
+    """An experiment of this test's own, whose verbs are fakes that take no time."""
+
+    def make(children=(JOINT, AMA), split="testing", training=None, evaluating=None, name="tnbc") -> Experiment:
+        return Experiment(
+            store=ExperimentStore(uri, request.node.name, name),
+            children=children,
+            training=training or FakeVerb("training"),
+            evaluating=evaluating or FakeVerb("evaluating"),
+            split=split,
+            primary="tnbc",
+            output_dir=tmp_path / name,
+        )
+
+    return make
+
+
+def runs_of(experiment):
+    """The recorded children by name; the latest where there are several."""
+    runs = experiment.store.children(experiment.store.find_parent())
+    return {run.info.run_name: run for run in reversed(runs)}
+
+
+def test_children_are_nested_runs_that_tell_what_they_are_and_what_was_measured(make):
+    experiment = make([JOINT, Child("ama", "ama", 1, limit_groups=2)])
+    experiment.run()
+    parent, runs = experiment.store.find_parent(), runs_of(experiment)
+    assert parent.info.status == "FINISHED" and parent.info.run_name == "tnbc"
+    assert set(runs) == {"joint_seed0", "ama_groups2_seed1"}
+    run = runs["ama_groups2_seed1"]
+    assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    told = {"variant": "ama", "mode": "ama", "seed": "1", "limit_groups": "2", "primary": "tnbc", "split": "testing"}
+    assert told.items() <= run.data.tags.items()
+    assert run.data.metrics["tnbc_dice"] > 0
+    assert "metrics.csv" in [a.path for a in experiment.store.client.list_artifacts(run.info.run_id)]
+    (settings,) = [s for s in experiment.training.calls if s["run_name"] == "ama_groups2_seed1"]
+    assert (settings["mode"], settings["seed"], settings["limit_groups"], settings["resume"]) == ("ama", 1, 2, False)
+
+
+def test_what_is_finished_is_not_run_again(make, capsys):
+    make().run()
+    again = make([JOINT, AMA, Child("grl", "grl", 0)])
+    again.run()
+    assert [s["run_name"] for s in again.training.calls] == ["grl_seed0"]
+    assert "3 children of 'tnbc' on testing: 2 finished before" in capsys.readouterr().out
+    assert len(again.store.children(again.store.find_parent())) == 3
+
+
+def test_a_child_that_fails_is_recorded_and_the_others_are_run(make, capsys):
+    first = make(training=FakeVerb("training", fails={"joint_seed0"}))
+    with pytest.raises(SystemExit, match="1 of 2 children failed: joint_seed0"):
+        first.run()
+    runs = runs_of(first)
+    assert runs["joint_seed0"].info.status == "FAILED" and runs["ama_seed0"].info.status == "FINISHED"
+    assert runs["joint_seed0"].data.tags["failure"] == "training: it broke"
+    assert first.store.find_parent().info.status == "FAILED"
+    assert "joint_seed0: failed: training: it broke" in capsys.readouterr().out
+
+    again = make()
+    again.run()
+    assert [s["run_name"] for s in again.training.calls] == ["joint_seed0"], "tried again, the other one is not"
+    run = runs_of(again)["joint_seed0"]
+    assert run.info.run_id == runs["joint_seed0"].info.run_id
+    assert run.info.status == "FINISHED" and "failure" not in run.data.tags
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_child_goes_on_from_its_checkpoint_in_its_own_run(make, error):
+    first = make([AMA], training=FakeVerb("training", epochs=3, stops_after={"ama_seed0": 2}, error=error))
+    with pytest.raises(error):
+        first.run()
+    before = runs_of(first)["ama_seed0"]
+    assert before.info.status == "KILLED" and first.store.find_parent().info.status == "KILLED"
+
+    again = make([AMA], training=FakeVerb("training", epochs=3))
+    again.run()
+    (settings,) = again.training.calls
+    assert settings["resume"] is True and settings["mlflow_run_id"] == before.info.run_id
+    assert again.training.epochs_done == 1, "two of three were done before"
+    assert runs_of(again)["ama_seed0"].info.status == "FINISHED"
+
+
+def test_a_child_that_was_interrupted_while_evaluating_is_not_trained_again(make):
+    with pytest.raises(KeyboardInterrupt):
+        make([AMA], evaluating=FakeVerb("evaluating", stops_after={"ama_seed0": 0}, error=KeyboardInterrupt)).run()
+    again = make([AMA])
+    again.run()
+    assert again.training.calls == [] and len(again.evaluating.calls) == 1
+
+
+def test_a_checkpoint_that_cannot_be_used_is_given_up_for_a_new_start(make):
+    with pytest.raises(KeyboardInterrupt):
+        make([AMA], training=FakeVerb("training", stops_after={"ama_seed0": 1}, error=KeyboardInterrupt)).run()
+    again = make([AMA], training=FakeVerb("training", refuses_checkpoint=True))
+    again.run()
+    assert [s["resume"] for s in again.training.calls] == [True, False]
+    assert runs_of(again)["ama_seed0"].info.status == "FINISHED"
+
+
+def test_other_settings_under_the_same_name_are_refused_before_anything_runs(make):
+    make().run()
+    other = make([Child("grl", "grl", 0), JOINT], training=FakeVerb("training", {"max_epochs": 8}))
+    with pytest.raises(DataError, match="joint_seed0.*training max_epochs: 1, now 8.*--name"):
+        other.run()
+    assert other.training.calls == []
+    make([JOINT], training=FakeVerb("training", {"max_epochs": 8}), name="longer").run()
+
+
+def test_an_unfinished_child_of_other_settings_is_started_anew(make):
+    with pytest.raises(KeyboardInterrupt):
+        make([AMA], training=FakeVerb("training", stops_after={"ama_seed0": 1}, error=KeyboardInterrupt)).run()
+    again = make([AMA], training=FakeVerb("training", {"max_epochs": 2}))
+    again.run()
+    assert [s["resume"] for s in again.training.calls] == [False]
+    assert len(again.store.children(again.store.find_parent())) == 2, "the interrupted run keeps its own settings"
+
+
+def test_another_split_evaluates_the_same_models(make):
+    make(split="validation").run()
+    on_test = make(split="testing")
+    on_test.run()
+    assert on_test.training.calls == [] and [s["split"] for s in on_test.evaluating.calls] == ["testing"] * 2
+    changed = make(split="training", training=FakeVerb("training", {"max_epochs": 8}))
+    with pytest.raises(DataError, match="max_epochs"):
+        changed.run()
+    with pytest.raises(DataError, match="'test'"):
+        make(split="test")
+
+
+def test_a_run_that_is_given_is_neither_renamed_nor_closed(uri):
+    """What training and evaluation add to their child run, and what they leave alone."""
+    store = ExperimentStore(uri, "e", "p")
+    run = store.open_child(store.open_parent({}), "child", {"mode": "kept"})
+
+    def track(params, tags):
+        engine = Engine(lambda engine, batch: None)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(score=0.5))
+        TrackedRun(uri, "ignored", "ignored", params, tags, run_id=run.info.run_id).attach(engine)
+        engine.run([0], max_epochs=1)
+
+    track({"a": 1}, {"mode": "other", "primary": "tnbc"})
+    track({"a": 2, "b": 3}, {})
+    (child,) = store.children(store.find_parent())
+    assert child.info.run_name == "child" and child.info.status == "RUNNING"
+    assert {"mode": "kept", "primary": "tnbc"}.items() <= child.data.tags.items()
+    assert {"a": "1", "b": "3"}.items() <= child.data.params.items() and child.data.metrics == {"score": 0.5}
+    assert [e.name for e in store.client.search_experiments() if e.name == "ignored"] == []
+
+
+# --- real processes
+
+
+@pytest.mark.slow
+def test_real_children_from_the_real_config(bundle_root, tmp_path, capsys):
+    """One baseline with another decoder trained and evaluated, one child that fails; then compared."""
+    synthetic = ensure_dataset(tmp_path / "data" / "synthetic")
+    encoder = tmp_path / "encoder.pth"
+    weights = build_encoder("vit_test").backbone.state_dict()
+    torch.save({f"image_encoder.{k}": v for k, v in weights.items()}, encoder)
+    baselines = bundle_root / "configs" / "baselines"
+    tiny = {"crop_size": 64, "window_size": 128, "cache_variants": 1, "batch_size": 4, "val_interval": 1}
+    overrides = {
+        "dataset_dir": str(synthetic), "output_dir": str(tmp_path / "out"), "auxiliary": "synthetic_dark",
+        "backbone": "vit_test", "backbone_weights": str(encoder), "max_epochs": 1, "batches_per_epoch": 2,
+        "seeds": 5, "limit_groups": 1, **{f"training::settings::{k}": v for k, v in tiny.items()},
+        "variants": [
+            {"name": "broken", "mode": "joint", "training": {"batch_size": -1}},
+            {"name": "quarter", "mode": "joint", "config": str(baselines / "quarter_resolution.json")},
+        ],
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match="1 of 2 children failed: broken_groups1_seed5"):
+        open_verb(bundle_root, "experiment", None, **overrides, only=None).run()
+    store = ExperimentStore(f"sqlite:///{tmp_path / 'out' / 'mlruns.db'}", "ama_sam_experiments", None)
+    parent = store.find_parent()
+    runs = {run.info.run_name: run for run in store.children(parent)}
+    assert "batch_size" in runs["broken_groups1_seed5"].data.tags["failure"]
+    good = runs["quarter_groups1_seed5"]
+    assert good.info.status == "FINISHED" and good.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    expected = {"mode": "joint", "seed": "5", "limit_groups": "1", "primary": "synthetic_pink", "split": "testing"}
+    assert expected.items() <= good.data.params.items()
+    for domain in ("synthetic_pink", "synthetic_dark"):
+        assert {f"{domain}_{m}" for m in ("dice", "aji", "pq", "hd95_px", "surface_dice", "f1_50")} <= set(
+            good.data.metrics
+        )
+    artifacts = {a.path for a in store.client.list_artifacts(good.info.run_id)}
+    assert {"train.json", "history.csv", "metrics.csv", "metrics.json"} <= artifacts
+
+    capsys.readouterr()
+    open_verb(bundle_root, "experiment", None, **overrides, only="quarter").run()
+    assert "1 finished before" in capsys.readouterr().out
+    open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path / "out"), run_id="comparing").run()
+    folder = tmp_path / "out" / "synthetic_pink" / "comparison_testing"
+    with (folder / "scores.csv").open(newline="") as file:
+        rows = {(row["domain"], row["metric"]): row for row in csv.DictReader(file)}
+    row = rows["synthetic_pink", "dice"]
+    assert float(row["mean"]) == pytest.approx(good.data.metrics["synthetic_pink_dice"])
+    assert (row["variant"], row["limit_groups"], row["std_seeds"]) == ("quarter", "1", "")
+    assert "broken_groups1_seed5" in (Path(folder) / "comparison.md").read_text()
