@@ -61,7 +61,10 @@ def common_shift(shifts: Sequence[tuple[float, float]]) -> tuple[float, float] |
 
 def _sum(steps, signs, places, down: int, right: int) -> float:
     return float(
-        sum((step[rows + down, columns + right] * sign).sum() for step, sign, (rows, columns) in zip(steps, signs, places))
+        sum(
+            (step[rows + down, columns + right] * sign).sum()
+            for step, sign, (rows, columns) in zip(steps, signs, places)
+        )
     )
 
 

@@ -16,7 +16,7 @@ from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
 from scripts.files import atomic_path
 
-__all__ = ["check_leakage", "find_leaks", "hash_images"]
+__all__ = ["check_leakage", "find_leaks", "from_text", "hash_images", "to_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _key(path: str) -> str | None:
 def _read_cache(cache: str | os.PathLike | None) -> dict[str, np.ndarray | None]:
     try:
         content = json.loads(Path(cache).read_text()) if cache is not None else {}
-        return {key: _from_text(text) for key, text in content.items()}
+        return {key: from_text(text) for key, text in content.items()}
     except (OSError, ValueError, AttributeError):
         return {}  # a cache that cannot be used is made anew
 
@@ -145,16 +145,18 @@ def _read_cache(cache: str | os.PathLike | None) -> dict[str, np.ndarray | None]
 def _write_cache(cache: Path, hashes: dict[str, np.ndarray | None]) -> None:
     try:
         with atomic_path(cache) as partial:
-            partial.write_text(json.dumps({key: _to_text(value) for key, value in hashes.items()}))
+            partial.write_text(json.dumps({key: to_text(value) for key, value in hashes.items()}))
     except OSError as error:
         logger.warning("hashes of the images are not kept: %s", error)
 
 
-def _to_text(value: np.ndarray | None) -> str | None:
+def to_text(value: np.ndarray | None) -> str | None:
+    """A hash as hexadecimal text."""
     return None if value is None else np.packbits(value).tobytes().hex()
 
 
-def _from_text(text: str | None) -> np.ndarray | None:
+def from_text(text: str | None) -> np.ndarray | None:
+    """A hash from :func:`to_text`."""
     if text is None:
         return None
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[: 8 * HASH_BITS]

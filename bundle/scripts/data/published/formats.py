@@ -68,7 +68,9 @@ def find_samples(files: Mapping[str, Path], parts: Sequence[Mapping]) -> tuple[l
     skipped: list[Skipped] = []
     for part in parts:
         if part.get("format") not in FORMATS:
-            raise DataError("datasets", f"format '{part.get('format')}' is not known", f"There are {', '.join(FORMATS)}.")
+            raise DataError(
+                "datasets", f"format '{part.get('format')}' is not known", f"There are {', '.join(FORMATS)}."
+            )
         kind = FORMATS[part["format"]]
         found, left = kind.find(files, part)
         samples += [expanded for sample in found for expanded in kind.expand(sample)]

@@ -148,7 +148,9 @@ def check_part(part: Mapping) -> None:
     unknown, missing = set(part) - PART_KEYS, {"images", "labels", "format"} - set(part)
     if unknown or missing:
         what = f"unknown key '{min(unknown)}'" if unknown else f"key '{min(missing)}' is missing"
-        raise DataError("datasets", f"a part of the layout is wrong: {what}", f"Keys are {', '.join(sorted(PART_KEYS))}.")
+        raise DataError(
+            "datasets", f"a part of the layout is wrong: {what}", f"Keys are {', '.join(sorted(PART_KEYS))}."
+        )
 
 
 def patient_of(sample: Sample) -> str | None:

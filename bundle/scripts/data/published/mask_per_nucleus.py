@@ -50,7 +50,9 @@ def read_runs(sample: Sample, shape: Sequence[int]) -> Instances:
         try:
             mask = decode_runs([int(value) for value in runs.split()], shape)
         except ValueError as error:
-            raise DataError(path, f"row {number} of image '{sample.name}' is wrong: {error}", "Get it again.") from error
+            raise DataError(
+                path, f"row {number} of image '{sample.name}' is wrong: {error}", "Get it again."
+            ) from error
         masks.append((f"row {number}", mask))
     return merge_masks(masks, shape, path)
 

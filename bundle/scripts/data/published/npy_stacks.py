@@ -37,7 +37,7 @@ def expand(sample: Sample) -> list[Sample]:
     samples = []
     for index in range(len(images)):
         fields = dict(sample.fields)
-        name = rows[index] if rows is not None else f"{_prefix(sample)}{index:0{width}d}"
+        name = rows[index] if rows is not None else f"{sample.name}_{index:0{width}d}"
         if rows is not None:
             fields["group"] = name.rsplit("-", 1)[0]
         if organs is not None:
@@ -101,7 +101,3 @@ def _names(path: str) -> list[str]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         return [row[0] for row in list(csv.reader(file))[1:] if row]
 
-
-def _prefix(sample: Sample) -> str:
-    fold = sample.fields.get("fold")
-    return f"fold{fold}_" if fold else ""

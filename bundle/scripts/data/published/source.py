@@ -107,7 +107,9 @@ def check_archive(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(path, f"it cannot be read as a zip file ({error})", "Download it again, or unpack it.") from error
+        raise DataError(
+            path, f"it cannot be read as a zip file ({error})", "Download it again, or unpack it."
+        ) from error
     for info in members:
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in info.filename.split("/")[0]:
