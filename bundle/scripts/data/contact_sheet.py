@@ -14,6 +14,7 @@ __all__ = ["write_contact_sheet"]
 
 SIDE = 256  # pixels of an image that are shown, doubled by the overlay
 COLUMNS = 4
+GAP = 4  # white pixels between pictures
 
 
 def write_contact_sheet(folder: Path, entries: Sequence[dict], path: Path, tiles: int = 12) -> None:
@@ -34,7 +35,7 @@ def write_contact_sheet(folder: Path, entries: Sequence[dict], path: Path, tiles
         image, label = read_image(folder / entry["image"]), read_label(folder / entry["label"])
         window = tuple(slice(max((size - SIDE) // 2, 0), max((size - SIDE) // 2, 0) + SIDE) for size in label.shape)
         pictures.append(overlay(image[window].transpose(2, 0, 1), label[window], title=entry["title"]))
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    height, width = (max(picture.shape[axis] for picture in pictures) + GAP for axis in (0, 1))
     columns = min(COLUMNS, len(pictures))
     sheet = np.full((height * -(-len(pictures) // columns), width * columns, 3), 255, np.uint8)
     for number, picture in enumerate(pictures):

@@ -92,7 +92,7 @@ def convert(task: Task) -> dict:
         "height": image.shape[0],
         "width": image.shape[1],
         "nuclei": len(areas),
-        "median_area": float(np.median(areas)) if len(areas) else None,
+        "areas": areas.tolist(),
         "foreground": float((label > 0).mean()),
         "mpp": mpp,
         "shift": shift and [round(value, 2) for value in shift],

@@ -12,6 +12,7 @@ from scripts.errors import DataError
 __all__ = ["Finding", "Instances", "Outline", "rasterise"]
 
 MAX_INSTANCES = 65535  # what a 16-bit label map can hold
+BLOCK = 256  # edges that are compared with all others at once
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _fill(
     ring = np.asarray(ring, float).reshape(-1, 2) - pixel_centre
     if not np.isfinite(ring).all() or np.abs(ring).max(initial=0) > 1e7:
         raise DataError(path, f"polygon '{name}' has coordinates that are no pixels", "Correct it in the file.")
-    if len(np.unique(ring, axis=0)) < 3:
+    if len(set(map(tuple, ring.tolist()))) < 3:
         findings.append(Finding("degenerate polygon", name, f"{len(ring)} points without area"))
         return None
     origin = np.floor(ring.min(0)).astype(int) - 1
@@ -151,17 +152,19 @@ def _fill(
 
 def _crosses_itself(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether two edges cross properly; touching and running over itself do not count."""
-    x0, y0, x1, y1 = x, y, np.roll(x, -1), np.roll(y, -1)
-    for i in range(len(x) - 1):
-        j = slice(i + 1, None)
-        first = (x1[i] - x0[i]) * (y0[j] - y0[i]) - (y1[i] - y0[i]) * (x0[j] - x0[i])
-        second = (x1[i] - x0[i]) * (y1[j] - y0[i]) - (y1[i] - y0[i]) * (x1[j] - x0[i])
-        apart = first * second < 0
-        if apart.any():
-            third = (x1[j] - x0[j]) * (y0[i] - y0[j]) - (y1[j] - y0[j]) * (x0[i] - x0[j])
-            fourth = (x1[j] - x0[j]) * (y1[i] - y0[j]) - (y1[j] - y0[j]) * (x1[i] - x0[j])
-            if (apart & (third * fourth < 0)).any():
-                return True
+    x1, y1 = np.roll(x, -1), np.roll(y, -1)
+    along, down = x1 - x, y1 - y
+    for start in range(0, len(x), BLOCK):
+        i = slice(start, start + BLOCK)
+        # on which side of edge i (rows) the two ends of edge j (columns) are
+        first = along[i, None] * (y - y[i, None]) - down[i, None] * (x - x[i, None])
+        second = along[i, None] * (y1 - y[i, None]) - down[i, None] * (x1 - x[i, None])
+        rows, columns = np.nonzero(first * second < 0)
+        rows += start
+        third = along[columns] * (y[rows] - y[columns]) - down[columns] * (x[rows] - x[columns])
+        fourth = along[columns] * (y1[rows] - y[columns]) - down[columns] * (x1[rows] - x[columns])
+        if (third * fourth < 0).any():
+            return True
     return False
 
 

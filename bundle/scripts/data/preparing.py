@@ -204,7 +204,7 @@ def _write_domains(
             },
             "split": "published" if all(r["published_split"] == r["split"] for r in members) else "by group",
             "image_sizes_wxh": dict(Counter(f"{record['width']}x{record['height']}" for record in members)),
-            "median_nucleus_area_px": float(np.median([r["median_area"] for r in members if r["median_area"]] or [0])),
+            "median_nucleus_area_px": float(np.median([area for r in members for area in r["areas"]] or [0])),
             "mean_foreground_fraction": round(float(np.mean([record["foreground"] for record in members])), 4),
             "problems": dict(Counter(row["problem"] for row in rows if row["domain"] in ("", domain))),
             "source": {"archives": {name: sha256_of(path) for name, path in opened.archives.items()}},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
@@ -43,11 +44,9 @@ def read_labels(sample: Sample, shape: Sequence[int]) -> Instances:
 
 def microns_per_pixel(sample: Sample) -> float | None:
     """What the file says of the resolution, if it says it."""
-    value = parse_xml(sample.labels[0], "Annotations").get("MicronsPerPixel")
-    try:
-        return float(value) or None
-    except (TypeError, ValueError):
-        return None
+    with open(sample.labels[0], encoding="utf-8", errors="replace") as file:
+        found = re.search(r'<Annotations[^>]*\bMicronsPerPixel="([\d.]+)"', file.read(4096))
+    return float(found.group(1)) or None if found else None
 
 
 def parse_xml(path: str, root_tag: str) -> ElementTree.Element:

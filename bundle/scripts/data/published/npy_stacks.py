@@ -100,4 +100,3 @@ def _open(path: str) -> np.ndarray:
 def _names(path: str) -> list[str]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         return [row[0] for row in list(csv.reader(file))[1:] if row]
-
