@@ -71,12 +71,14 @@ def rgba(image: np.ndarray) -> np.ndarray:
 
 def aperio(path: Path, rings, mpp: str = "0.252000") -> None:
     """As ImageScope writes it and MoNuSeg was published."""
-    lines = [f'<Annotations MicronsPerPixel="{mpp}">',
-             '\t<Annotation Id="1" Name="" ReadOnly="0" NameReadOnly="0" LineColorReadOnly="0" Incremental="0" Type="4" '
-             'LineColor="65280" Visible="1" Selected="1" MarkupImagePath="" MacroName="">',
-             '\t\t<Attributes>\n\t\t\t<Attribute Name="Description" Id="0" Value=""/>\n\t\t</Attributes>',
-             '\t\t<Regions>\n\t\t\t<RegionAttributeHeaders>',
-             '\t\t\t\t<AttributeHeader Id="9999" Name="Region" ColumnWidth="-1"/>\n\t\t\t</RegionAttributeHeaders>']  # fmt: skip
+    flags = 'Id="1" Name="" ReadOnly="0" NameReadOnly="0" LineColorReadOnly="0" Incremental="0" Type="4"'
+    lines = [
+        f'<Annotations MicronsPerPixel="{mpp}">',
+        f'\t<Annotation {flags} LineColor="65280" Visible="1" Selected="1" MarkupImagePath="" MacroName="">',
+        '\t\t<Attributes>\n\t\t\t<Attribute Name="Description" Id="0" Value=""/>\n\t\t</Attributes>',
+        "\t\t<Regions>\n\t\t\t<RegionAttributeHeaders>",
+        '\t\t\t\t<AttributeHeader Id="9999" Name="Region" ColumnWidth="-1"/>\n\t\t\t</RegionAttributeHeaders>',
+    ]
     for number, ring in enumerate(rings, start=1):
         lines.append(f'\t\t\t<Region Id="{number}" Type="0" Zoom="1" Selected="0" ImageLocation="" ImageFocus="0" '
                      f'Text="" NegativeROA="0" InputRegionId="0" Analyze="1" DisplayId="{number}">')  # fmt: skip
