@@ -25,6 +25,7 @@ from scripts.data.published.source import check_archive, open_source
 from scripts.data.readers import read_image, read_label
 from scripts.data.splitting import assign_splits, published_splits
 from scripts.errors import DataError
+from scripts.setup_run import unknown_keys
 
 NAMES = [f"TCGA-{site}-{1000 + i}-01Z-00-DX1" for i, site in enumerate(["A7", "B0", "G9", "HE", "CH", "KB"])]
 
@@ -318,6 +319,12 @@ def test_the_verb(bundle_root, monuseg, tmp_path):
     (monuseg / "Tissue Images" / f"{NAMES[0]}.tif").write_bytes(b"broken")
     done = subprocess.run(command, cwd=bundle_root, capture_output=True, text=True)
     assert done.returncode == 1 and "1 files could not be used" in done.stderr
+
+
+def test_an_own_set_is_no_unknown_key(bundle_root):
+    defaults = json.loads((bundle_root / "configs" / "prepare.json").read_text())
+    assert unknown_keys({**defaults, "own_datasets": {"mine": {"parts": []}}}, defaults) == []
+    assert unknown_keys({**defaults, "own_dataset": {"mine": {}}}, defaults) == ["own_dataset", "own_dataset::mine"]
 
 
 def test_the_table_of_sets_is_documented(bundle_root, datasets):

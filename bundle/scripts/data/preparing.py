@@ -45,6 +45,7 @@ def prepare(
     download: bool = False,
     download_dir: str | os.PathLike = "downloads",
     sha256: str | Mapping[str, str] | None = None,
+    mpp: float | None = None,
     validation_share: float = 0.15,
     testing_share: float = 0.15,
     workers: int | None = None,
@@ -63,6 +64,7 @@ def prepare(
         name: name of the domain; default that of the data set.
         download: fetch the files into ``download_dir/<dataset>`` first and take them as source.
         sha256: checksum of a downloaded file, or of several by name, where none is known.
+        mpp: µm per pixel, if it is unknown or you know better.
         validation_share, testing_share: for what the publication does not divide, see :func:`assign_splits`.
         workers: processes; default one for each core.
 
@@ -74,6 +76,7 @@ def prepare(
         SystemExit: with code 1, after all else was written, when images could not be converted.
     """
     entry = choose_dataset(datasets, dataset)
+    entry = entry if mpp is None else {**entry, "mpp": float(mpp)}
     if download:
         source = download_dataset(dataset, entry, Path(download_dir) / dataset, sha256)
     if source is None:

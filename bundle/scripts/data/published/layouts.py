@@ -28,11 +28,12 @@ class Sample:
         labels: paths of its annotation: one file, or one for each nucleus.
         format: how they are read, a key of ``formats.FORMATS``.
         split: the published part, or None.
-        domain: name of the domain it belongs to, or None if its colours decide.
+        domain: what is added to the set's name to name the domain, or None.
         fields: what the names tell: patient, organ, fold, ...
         index: its place in a stack.
         extra: further files of the part, by the name the layout gives them.
         options: how this layout differs from others of the format.
+        mpp: µm per pixel of this part, if the set has several.
     """
 
     name: str
