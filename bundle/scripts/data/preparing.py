@@ -215,7 +215,7 @@ def _write_domains(
         if any(r["published_split"] for r in members) and about["split"] != "published":
             about["split"] = "published, with validation taken from training by group"
         _write_json(folder / "dataset.json", about)
-        sheet = [{**_entry(r), "title": f"{r['file'][:34]}  {r['split'][:5]}  {r['nuclei']}"} for r in members]
+        sheet = [{**_entry(r), "title": f"{r['file'][:34]}  {r['split']}  {r['nuclei']} nuclei"} for r in members]
         write_contact_sheet(folder, sheet, folder / "contact_sheet.png")
         _write_json(folder / "split.json", split)  # last: with it the folder is a domain
         written[domain] = about
