@@ -70,7 +70,8 @@ def unknown_keys(config: dict, defaults: dict) -> list[str]:
     Keys that neither the defaults have nor anything in the config refers to.
 
     Looked at are the top level and one level below it in plain sections such as ``train`` and ``validate``; deeper
-    ones are arguments, which the classes they are for check themselves.
+    ones are arguments, which the classes they are for check themselves. A section that is empty in the defaults is a
+    table for the user to fill, with whatever keys.
 
     Args:
         config: the configuration that is executed.
@@ -79,7 +80,8 @@ def unknown_keys(config: dict, defaults: dict) -> list[str]:
     used = {reference.replace("#", "::") for text in _strings(config) for reference in _REFERENCE.findall(text)}
     # `@a::b::c` uses a, a::b and a::b::c
     used |= {"::".join(reference.split("::")[:n]) for reference in used for n in (1, 2)}
-    return sorted(_keys(config) - _keys(defaults) - used - _MONAI_KEYS)
+    unknown = _keys(config) - _keys(defaults) - used - _MONAI_KEYS
+    return sorted(key for key in unknown if defaults.get(key.partition("::")[0], key) not in (None, {}))
 
 
 def _keys(config: dict) -> set[str]:
