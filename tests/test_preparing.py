@@ -17,7 +17,7 @@ import pytest
 from archives import known_sample, octagon_ring, same_nuclei, save
 from PIL import Image
 
-from scripts.data.alignment import common_shift, label_shift
+from scripts.data.label_shift import common_shift, label_shift
 from scripts.data.preparing import prepare
 from scripts.data.published import source as source_module
 from scripts.data.published.registry import load_datasets

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scripts.data.alignment import label_shift
+from scripts.data.label_shift import label_shift
 from scripts.data.leakage import to_text
 from scripts.data.polygons import Finding
 from scripts.data.published.formats import FORMATS, read_sample

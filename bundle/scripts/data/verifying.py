@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scripts.data.alignment import common_shift
 from scripts.data.domains import SPLITS
+from scripts.data.label_shift import common_shift
 from scripts.data.leakage import from_text, hash_images
 from scripts.data.similarity import HASH_BITS, near_duplicates
 
