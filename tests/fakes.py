@@ -9,6 +9,7 @@ from torch import nn
 
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import write_table
+from scripts.networks.sam_encoders import FrozenEncoder, build_encoder, load_backbone
 
 
 class TinyEncoder(nn.Module):
@@ -34,6 +35,16 @@ def randomised(module: nn.Module) -> nn.Module:
     weights = {k: torch.randn_like(v) * 0.1 for k, v in state.items() if v.is_floating_point() and v.ndim > 1}
     module.load_state_dict(state | weights)
     return module
+
+
+def tiny_encoder(folder: Path) -> tuple[FrozenEncoder, Path]:
+    """A random encoder of the tiny preset, and the checkpoint that training takes it from."""
+    torch.manual_seed(1)
+    encoder = build_encoder("vit_test")
+    load_backbone(encoder, {f"backbone.{k}": v for k, v in encoder.backbone.state_dict().items()})
+    path = folder / "encoder.pth"
+    torch.save({f"image_encoder.{k}": v for k, v in encoder.backbone.state_dict().items()}, path)
+    return encoder, path
 
 
 def open_verb(bundle_root: Path, config: str, kind: str | None, **overrides) -> ConfigWorkflow:

@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from fakes import TinyEncoder, open_verb
+from fakes import TinyEncoder, open_verb, tiny_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Events
@@ -30,7 +30,6 @@ from scripts.errors import DataError, root_cause
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.model_file import read_model_file, save_model
-from scripts.networks.sam_encoders import build_encoder, load_backbone
 from scripts.setup_run import unknown_keys
 
 NAMES = ["mine", "theirs", "others"]
@@ -406,13 +405,7 @@ def test_missing_files_stop_the_verb_and_not_a_training(synthetic, tmp_path, cap
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A random tiny encoder and the checkpoint that training takes it from."""
-    torch.manual_seed(1)
-    encoder = build_encoder("vit_test")
-    load_backbone(encoder, {f"backbone.{k}": v for k, v in encoder.backbone.state_dict().items()})
-    path = tmp_path_factory.mktemp("weights") / "encoder.pth"
-    torch.save({f"image_encoder.{k}": v for k, v in encoder.backbone.state_dict().items()}, path)
-    return encoder, path
+    return tiny_encoder(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ import shutil
 import mlflow
 import pytest
 import torch
-from fakes import open_verb
+from fakes import open_verb, tiny_encoder
 from ignite.engine import Events
 
 from scripts.data.synthetic import ensure_dataset
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
-from scripts.networks.sam_encoders import build_encoder, load_backbone
 
 # the real configs at their smallest: the tiny preset of the real encoder classes, a narrow decoder, few small crops
 TINY = {
@@ -38,13 +37,7 @@ def synthetic(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A random tiny encoder and the checkpoint that training takes it from."""
-    torch.manual_seed(1)
-    encoder = build_encoder("vit_test")
-    load_backbone(encoder, {f"backbone.{k}": v for k, v in encoder.backbone.state_dict().items()})
-    path = tmp_path_factory.mktemp("weights") / "encoder.pth"
-    torch.save({f"image_encoder.{k}": v for k, v in encoder.backbone.state_dict().items()}, path)
-    return encoder, path
+    return tiny_encoder(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

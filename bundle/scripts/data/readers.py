@@ -17,7 +17,7 @@ from skimage.segmentation import relabel_sequential
 
 from scripts.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "LoadNucleid", "file_suffix", "read_image", "read_label", "related_files"]
+__all__ = ["IMAGE_SUFFIXES", "LoadNucleid", "file_suffix", "read_image", "read_label", "related_files", "whole_numbers"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +95,7 @@ def read_label(path: str | os.PathLike) -> np.ndarray:
         if (colours != colours[..., :1]).any():
             raise DataError(path, "the label map is coloured", "Save one integer per nucleus as 16-bit grey PNG.")
         label = colours[..., 0]
-    if label.dtype.kind == "f":
-        if not np.isfinite(label).all() or (label != np.rint(label)).any():
-            raise DataError(path, "the label map has fractional values", "Save one integer per nucleus.")
-        label = label.astype(np.int64)
-    if label.size and label.min() < 0:
-        raise DataError(path, f"the label map has negative values (down to {label.min()})", "Use 0 as background.")
+    label = whole_numbers(label, path)
     top = int(label.max())
     if top and not ((label != 0) & (label != top)).any():
         label, _ = ndimage.label(label, structure=np.ones((3, 3)))
@@ -153,6 +148,17 @@ def file_suffix(path: str | os.PathLike) -> str:
     """Lower-case suffix that names the format; ``.nii.gz`` counts as one."""
     name = Path(path).name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def whole_numbers(label: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """The label map as integers; DataError naming ``path`` where values are fractional or negative."""
+    if label.dtype.kind == "f":
+        if not np.isfinite(label).all() or (label != np.rint(label)).any():
+            raise DataError(path, "the label map has fractional values", "Save one integer per nucleus.")
+        label = label.astype(np.int64)
+    if label.size and label.min() < 0:
+        raise DataError(path, f"the label map has negative values (down to {label.min()})", "Use 0 as background.")
+    return label
 
 
 def related_files(path: str | os.PathLike) -> list[Path]:

@@ -8,7 +8,7 @@ from scipy.io import loadmat
 
 from scripts.data.polygons import MAX_INSTANCES, Finding, Instances
 from scripts.data.published.layouts import Sample
-from scripts.data.readers import read_image, read_label
+from scripts.data.readers import read_image, read_label, whole_numbers
 from scripts.errors import DataError
 
 __all__ = ["compact", "read_binary", "read_map", "read_mat", "read_text"]
@@ -85,12 +85,7 @@ def compact(label: np.ndarray, path: str) -> Instances:
     """
     if label.ndim != 2:
         raise DataError(path, f"the label map has shape {label.shape}", "Give one plane of rows and columns.")
-    if label.dtype.kind == "f":
-        if not np.isfinite(label).all() or (label != np.rint(label)).any():
-            raise DataError(path, "the label map has fractional values", "Save one integer per nucleus.")
-        label = label.astype(np.int64)
-    if label.size and label.min() < 0:
-        raise DataError(path, f"the label map has negative values (down to {label.min()})", "Use 0 as background.")
+    label = whole_numbers(label, path)
     if label.max(initial=0) > MAX_INSTANCES:
         ids, label = np.unique(label, return_inverse=True)
         label = label.reshape(-1, *label.shape[-1:]) + (0 not in ids)
