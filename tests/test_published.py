@@ -480,7 +480,8 @@ def test_stains_and_fields():
     field = archives.paint(np.zeros((200, 200), int), np.random.default_rng(0))
     ramp = np.linspace(0.5, 1, 200)
     field = (field * ramp[:, None, None] * ramp[None, :, None]).astype(np.uint8)
-    tiles = [field[:100, :100], field[:100, 100:], field[100:, :100], np.rot90(field)[:100, :100].copy()]
+    other = archives.paint(np.zeros((100, 100), int), np.random.default_rng(1))
+    tiles = [field[:100, :100], field[:100, 100:], field[100:, :100], other]
     groups = group_by_borders(tiles)
     assert groups[0] == groups[1] == groups[2] != groups[3]
     assert (
