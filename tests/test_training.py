@@ -198,6 +198,17 @@ def test_the_mode_reaches_the_gradient_reversal(open_training, tmp_path, mode, c
     assert parser.get_parsed_content("model").adversary.cgrl.coefficients.tolist() == coefficients
 
 
+@pytest.mark.parametrize("given, resume", [("false", False), ("true", True), ("False", False), (True, True)])
+def test_true_and_false_on_the_command_line_are_read_as_such(open_training, tmp_path, given, resume):
+    assert open_training(tmp_path, resume=given).parser.get_parsed_content("resume") is resume
+
+
+def test_what_is_neither_true_nor_false_is_refused(open_training, tmp_path):
+    with pytest.raises(Exception) as error:
+        open_training(tmp_path, resume="maybe")
+    assert "resume must be true or false, got 'maybe'" in str(root_cause(error.value))
+
+
 def test_single_domain_training_has_no_adversary_and_no_other_domain(open_training, tmp_path):
     workflow = open_training(tmp_path, mode="single", max_epochs=1)
     workflow.run()

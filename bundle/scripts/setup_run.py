@@ -25,19 +25,23 @@ _REFERENCE = re.compile(r"@([\w:#]+)")
 
 def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
-    First step of every verb: refuse unknown config keys, fix random seeds, end errors with their cause.
+    First step of every verb: refuse unknown config keys, read ``true`` and ``false`` on the command line as such (they
+    arrive as text, and any text counts as true), fix random seeds, end errors with their cause.
 
     Args:
         seed: seeds Python, NumPy and PyTorch.
         defaults: the bundle's own config of this verb: it tells which keys there are.
 
     Raises:
-        ValueError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt.
+        ValueError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt;
+            or one that is true or false was given something else.
     """
     sys.excepthook = _print_cause_last
-    config = executed_config()
-    if config is not None:
-        _refuse_unknown_keys(config, ConfigParser.load_config_file(defaults))
+    parser = _executing_parser()
+    if parser is not None:
+        known = ConfigParser.load_config_file(defaults)
+        _refuse_unknown_keys(parser.get(), known)
+        _read_booleans(parser, known)
     set_determinism(seed=seed)
 
 
@@ -51,18 +55,9 @@ def write_config(path: str | os.PathLike) -> None:
 
 
 def executed_config() -> dict | None:
-    """
-    The configuration that is being executed, with overrides and macros resolved; None outside ``monai.bundle``.
-
-    MONAI hands expressions their references, never the whole config: it is found on the call stack.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        parser = frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return parser.get()
-        frame = frame.f_back
-    return None
+    """The configuration that is being executed, with overrides and macros resolved; None outside ``monai.bundle``."""
+    parser = _executing_parser()
+    return None if parser is None else parser.get()
 
 
 def unknown_keys(config: dict, defaults: dict) -> list[str]:
@@ -82,6 +77,28 @@ def unknown_keys(config: dict, defaults: dict) -> list[str]:
     used |= {"::".join(reference.split("::")[:n]) for reference in used for n in (1, 2)}
     unknown = _keys(config) - _keys(defaults) - used - _MONAI_KEYS
     return sorted(key for key in unknown if defaults.get(key.partition("::")[0], key) not in (None, {}))
+
+
+def _executing_parser() -> ConfigParser | None:
+    """MONAI hands expressions their references, never the whole config: it is found on the call stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        parser = frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            return parser
+        frame = frame.f_back
+    return None
+
+
+def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
+    for key, default in defaults.items():
+        given = parser.get().get(key)
+        if not isinstance(default, bool) or not isinstance(given, str) or given.startswith(("$", "@")):
+            continue
+        if given.lower() not in ("true", "false"):
+            raise ValueError(f"{key} must be true or false, got '{given}'")
+        parser.get()[key] = given.lower() == "true"
+        parser.ref_resolver.get_item(key).update_config(parser.get()[key])
 
 
 def _keys(config: dict) -> set[str]:
