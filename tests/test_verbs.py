@@ -19,8 +19,8 @@ from scripts.data.synthetic import ensure_dataset
 from scripts.networks.model_file import load_model, read_model_file
 from scripts.setup_run import unknown_keys
 
-CONFIGS = ("train", "evaluate", "inference")
-VERBS = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}
+CONFIGS = ("train", "evaluate", "inference", "wsi")
+VERBS = {"train": "training", "evaluate": "evaluating", "inference": "inferring", "wsi": "segmenting_slide"}
 
 
 def _run(bundle_root, config, *arguments, inside=True, code=0):
@@ -76,12 +76,12 @@ def test_all_configs_build_the_same_network(bundle_root):
     networks = [
         ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")["network_def"]["decoder"] for c in CONFIGS
     ]
-    assert networks[0] == networks[1] == networks[2]
+    assert all(network == networks[0] for network in networks)
     defaults = [
         {k: ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")[k] for k in ("backbone", "tile_size")}
         for c in CONFIGS
     ]
-    assert defaults[0] == defaults[1] == defaults[2]
+    assert all(default == defaults[0] for default in defaults)
 
 
 @pytest.mark.parametrize("config, kind", [("train", "train"), ("inference", "infer")])
