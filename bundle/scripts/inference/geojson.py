@@ -110,7 +110,7 @@ def write_nuclei(
     geojson: str | os.PathLike | None = None,
     table: str | os.PathLike | None = None,
 ) -> None:
-    """Write nuclei, numbered from 1, as a GeoJSON file and a CSV file, each whole or not at all; None leaves one out."""
+    """Write nuclei, numbered from 1, as GeoJSON and as CSV, each file whole or not at all; None leaves one out."""
     numbered = list(enumerate(nuclei, start=1))
     if geojson is not None:
         with atomic_path(geojson) as path:
