@@ -108,9 +108,9 @@ class Moody(torch.nn.Module):
     """Sees every nucleus a little larger or smaller, and shifted, by where its window lies: as real networks do."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mood = int(x.sum().item()) % 7 - 3
+        mood = int(x.sum().item()) % 3 - 1
         moved = torch.roll(x, (mood, -mood), (2, 3))
-        return (140 + 10 * mood - moved.mean(1, keepdim=True)) / 10
+        return (140 + 25 * mood - moved.mean(1, keepdim=True)) / 10
 
 
 def segment_slide(bundle_root: Path, slide: Path, output_dir: Path, network: str = "Darkness", **overrides) -> Path:

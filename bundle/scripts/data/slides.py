@@ -144,22 +144,22 @@ def open_slide(path: str | os.PathLike) -> Slide:
 
 class _OpenSlide(Slide):
     def __init__(self, path: Path) -> None:
-        self._slide = openslide.OpenSlide(path)
-        self._lock = threading.Lock()
-        properties = self._slide.properties
+        self._handles = threading.local()  # an error makes a handle refuse everything: it must be no other thread's
+        slide = openslide.OpenSlide(path)
+        properties = slide.properties
         sides = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-        super().__init__(path, list(self._slide.level_dimensions), _square_mpp(path, *map(_number, sides)))
+        super().__init__(path, list(slide.level_dimensions), _square_mpp(path, *map(_number, sides)))
 
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
-        slide = self._slide
+        if not hasattr(self._handles, "slide"):
+            self._handles.slide = openslide.OpenSlide(self.path)
+        slide = self._handles.slide
         # by OpenSlide's own idea of the ratio, else it would shift the pixels
         ratio = slide.level_downsamples[level]
         try:
             region = slide.read_region((round(left * ratio), round(top * ratio)), level, (width, height))
         except openslide.OpenSlideError:
-            with self._lock:  # a handle that met an error refuses everything from then on
-                if self._slide is slide:
-                    self._slide = openslide.OpenSlide(self.path)
+            del self._handles.slide
             raise
         white = Image.new("RGB", region.size, "white")
         white.paste(region, mask=region.getchannel("A"))

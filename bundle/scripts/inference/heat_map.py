@@ -65,9 +65,7 @@ def write_overview(path: str | os.PathLike, table: str | os.PathLike, tissue: Ti
     extent = (origin[0], origin[0] + width * tissue.scale, origin[1] + height * tissue.scale, origin[1])
     axes.imshow(thumbnail, extent=extent)
     x1, y1 = origin[0] + cells[1] * side, origin[1] + cells[0] * side
-    heat = axes.imshow(
-        density, COLOURS, extent=(origin[0], x1, y1, origin[1]), vmin=0, vmax=max(density.max(), 1), alpha=None
-    )
+    heat = axes.imshow(density, COLOURS, extent=(origin[0], x1, y1, origin[1]), vmin=0, vmax=max(density.max(), 1))
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="level-0 pixels")
     axes.tick_params(labelsize=7)
     figure.colorbar(heat, ax=axes, label="nuclei per mm²", fraction=0.05, pad=0.01)

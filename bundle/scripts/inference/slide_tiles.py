@@ -12,8 +12,8 @@ from scripts.errors import DataError
 
 __all__ = ["Tile", "TissueMap", "make_tiles", "parse_region"]
 
-TISSUE_MPP = 8.0  # micrometres per pixel of the tissue mask
-MAX_TISSUE_SIDE = 2048  # pixels: bounds the memory of the mask, whatever the slide
+TISSUE_MPP = 8.0  # micrometres per pixel of the tissue mask,
+TISSUE_SIDES = 800, 2048  # unless it had too few pixels for a picture, or too many for a bounded memory
 TISSUE_BORDER = 64.0  # micrometres around tissue that count as tissue
 
 
@@ -108,7 +108,8 @@ class TissueMap:
         self, slide: Slide, region: tuple[int, int, int, int], mpp: float, threshold: float | None = 0.06
     ) -> None:
         left, top, right, bottom = region
-        self.scale = max(TISSUE_MPP / mpp, max(right - left, bottom - top) / MAX_TISSUE_SIDE, 1.0)
+        coarsest, finest = (max(right - left, bottom - top) / side for side in TISSUE_SIDES)
+        self.scale = max(min(TISSUE_MPP / mpp, coarsest), finest, 1.0)
         self.left, self.top = int(left / self.scale), int(top / self.scale)
         self.thumbnail, unread = slide.thumbnail(left, top, right - left, bottom - top, self.scale)
         if threshold is None:
