@@ -281,6 +281,15 @@ def test_shards_share_a_list_and_finished_slides_are_left_alone(bundle_root, sma
 
 
 @pytest.mark.slow
+def test_processes_for_post_processing_give_the_same_files(bundle_root, small_drawing, tmp_path):
+    path = save_slide(tmp_path / "a.tif", small_drawing, MPP)
+    folders = [segment_slide(bundle_root, path, tmp_path / str(n), workers=n, tile_batch_size=2) for n in (0, 2)]
+    files = [(folder / "nuclei.geojson").read_bytes() for folder in folders]
+    assert files[0] == files[1]
+    assert_found(folders[0], small_drawing.nuclei)
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_slide_and_time_does_so_linearly(bundle_root, tmp_path):
     peak, seconds, tiles = {}, {}, {}
     report = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -58,9 +58,13 @@ def write_overview(path: str | os.PathLike, table: str | os.PathLike, tissue: Ti
     side = max(CELL / mpp, 4 * tissue.scale)
     cells = tuple(max(int(np.ceil(pixels * tissue.scale / side)), 1) for pixels in (height, width))
     origin = tissue.left * tissue.scale, tissue.top * tissue.scale
-    density = density_map(table, origin, cells, side) / (side * mpp / 1000) ** 2
+    heights, widths = (
+        np.minimum(side, pixels * tissue.scale - side * np.arange(count))  # the last ones are cut
+        for pixels, count in zip((height, width), cells)
+    )
+    density = density_map(table, origin, cells, side) / (np.outer(heights, widths) * (mpp / 1000) ** 2)
 
-    figure = Figure(figsize=(thumbnail.shape[1] / 100 + 1.6, thumbnail.shape[0] / 100 + 0.6), layout="constrained")
+    figure = Figure(figsize=(thumbnail.shape[1] / 100 + 1.6, thumbnail.shape[0] / 100 + 0.6))
     axes = figure.add_subplot()
     extent = (origin[0], origin[0] + width * tissue.scale, origin[1] + height * tissue.scale, origin[1])
     axes.imshow(thumbnail, extent=extent)
@@ -70,4 +74,4 @@ def write_overview(path: str | os.PathLike, table: str | os.PathLike, tissue: Ti
     axes.tick_params(labelsize=7)
     figure.colorbar(heat, ax=axes, label="nuclei per mm²", fraction=0.05, pad=0.01)
     with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=100, pil_kwargs={"quality": 88})
+        figure.savefig(partial, dpi=100, bbox_inches="tight", pil_kwargs={"quality": 88})
