@@ -20,6 +20,7 @@ from test_nuclei import read_geojson, read_table
 
 from scripts.data.slides import open_slide
 from scripts.errors import DataError, root_cause
+from scripts.inference.slide_list import segment_slides
 
 MPP = 0.2  # of the slides; the model's is 0.25
 STEP = (512 - 2 * 64) * 0.25 / MPP  # level-0 pixels between the borders of cores, with the tests' tiles
@@ -261,6 +262,13 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(bundle_root, slide, resul
     assert json.loads((folder / "summary.json").read_text())["tiles_of_earlier_runs"] >= 12
     for name in ("nuclei.geojson", "nuclei.csv"):
         assert (folder / name).read_bytes() == (result / name).read_bytes()
+
+
+def test_shards_never_give_two_slides_one_name(tmp_path):
+    slides, out = [str(tmp_path / name) for name in ("x/a.svs", "y/a.svs", "y/a.tif")], []
+    for shard in ("0/3", "1/3", "2/3"):
+        segment_slides(slides, lambda slide, folder: out.append(folder) or {"nuclei": 0}, tmp_path, shard=shard)
+    assert [folder.relative_to(tmp_path).as_posix() for folder in out] == ["x/a", "y/a_svs", "y/a_tif"]
 
 
 def test_shards_share_a_list_and_finished_slides_are_left_alone(bundle_root, small_drawing, tmp_path):

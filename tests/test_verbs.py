@@ -60,7 +60,11 @@ def test_every_key_of_a_config_is_used(bundle_root, config):
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json"))
     parser.resolve_macro_and_relative_ids()
     # tables such as run_params are used as a whole, hence none of their keys by name
-    dead = [key for key in unknown_keys(parser.get(), {}) if key.partition("::")[0] not in ("provenance", "run_params")]
+    dead = [
+        key
+        for key in unknown_keys(parser.get(), {})
+        if key.partition("::")[0] not in ("provenance", "run_params", "settings")
+    ]
     assert dead == sorted(["imports", "initialize", "run", VERBS[config]])
 
 

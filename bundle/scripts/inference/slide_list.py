@@ -20,17 +20,16 @@ SLIDE_SUFFIXES = (
 LIST_SUFFIXES = (".txt", ".csv")
 
 
-def list_slides(slide: str | os.PathLike, shard: str | None = None) -> list[str]:
+def list_slides(slide: str | os.PathLike) -> list[str]:
     """
     Paths of slides, by name.
 
     Args:
         slide: a slide; a folder, of which all slides count, also in sub-folders; or a text file with one path a line,
             relative to the file's own folder.
-        shard: ``i/n`` takes every n-th slide from the i-th on, i from 0 to n - 1, for n jobs that share the work.
 
     Raises:
-        DataError: nothing is there, or the shard is none.
+        DataError: nothing is there.
     """
     path = Path(slide)
     if path.is_dir():
@@ -47,15 +46,7 @@ def list_slides(slide: str | os.PathLike, shard: str | None = None) -> list[str]
         paths = [path]
     else:
         raise DataError(path, "there is no such file or folder", "Name a slide, a folder or a list with --slide")
-    if shard is None:
-        return [str(path) for path in paths]
-    try:
-        index, count = (int(part) for part in str(shard).split("/"))
-    except ValueError:
-        index = count = -1
-    if not 0 <= index < count:
-        raise DataError("shard", f"'{shard}' is not i/n with i from 0 to n - 1", "For two jobs give 0/2 and 1/2")
-    return [str(path) for path in paths[index::count]]
+    return [str(path) for path in paths]
 
 
 def segment_slides(
@@ -69,19 +60,21 @@ def segment_slides(
     Segment slides one after the other, each into a folder of its own name; one that cannot be used stops no other.
 
     Args:
-        slides: paths.
+        slides: paths of all slides, whatever the shard: their folders' names depend on all of them.
         segmenter: a ``SlideSegmenter``.
         output_dir: folder of their folders. ``errors.csv`` lists slides that failed, ``errors_<i>_of_<n>.csv`` those
             of a shard.
         root: folder whose sub-folders are kept below ``output_dir``, if slides lie in it.
-        shard: as in :func:`list_slides`.
+        shard: ``i/n`` takes every n-th slide from the i-th on, i from 0 to n - 1, for n jobs that share the work.
 
     Raises:
+        DataError: when the shard is none.
         SystemExit: when at least one slide failed.
         OSError: at once, when the disk is full or gone: what is finished of the slide is kept for the next run.
     """
     output_dir = Path(output_dir)
     names = output_names(slides, root if root is not None and Path(root).is_dir() else None)
+    slides = _of_shard(slides, shard)
     errors = []
     for number, slide in enumerate(slides, start=1):
         try:
@@ -100,3 +93,15 @@ def segment_slides(
     if errors:
         write_table(report, errors)
         raise SystemExit(f"{len(errors)} of {len(slides)} slides failed: {errors[0]['problem']}; see {report}")
+
+
+def _of_shard(slides: Sequence[str], shard: str | None) -> Sequence[str]:
+    if shard is None:
+        return slides
+    try:
+        index, count = (int(part) for part in str(shard).split("/"))
+    except ValueError:
+        index = count = -1
+    if not 0 <= index < count:
+        raise DataError("shard", f"'{shard}' is not i/n with i from 0 to n - 1", "For two jobs give 0/2 and 1/2")
+    return slides[index::count]
