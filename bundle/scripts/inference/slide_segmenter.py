@@ -51,7 +51,7 @@ class SlideSegmenter:
         tile_size: side of a window in pixels at ``target_mpp``.
         margin_um: micrometres around a tile's core that its window shows besides; more than a nucleus.
         size_multiple: the network takes sides that are multiples of this.
-        tissue_threshold: see ``TissueMap``; None segments glass as well.
+        tissue_threshold: see ``TissueMap``; 0 segments glass as well.
         class_name: QuPath's class of the nuclei.
         resume: go on with an unfinished run and leave finished slides alone; else begin anew.
     """
@@ -66,7 +66,7 @@ class SlideSegmenter:
         tile_size: int = 1024,
         margin_um: float = 16.0,
         size_multiple: int = 32,
-        tissue_threshold: float | None = 0.06,
+        tissue_threshold: float = 0.06,
         class_name: str = "Nucleus",
         resume: bool = True,
     ) -> None:
@@ -112,7 +112,7 @@ class SlideSegmenter:
         grid = make_tiles(tuple(side / scale for side in region), self.tile_size, margin, self.size_multiple)
         tiles = [tile for tile in grid if tissue.touches(*(side * scale for side in tile.core))]
         if not tiles:
-            logger.warning("%s: no tissue found, hence no nuclei; --tissue_threshold None looks at all of it", path)
+            logger.warning("%s: no tissue found, hence no nuclei; --tissue_threshold 0 looks at all of it", path)
 
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         if not self.resume:

@@ -101,18 +101,16 @@ class TissueMap:
         region: (left, top, right, bottom) in level-0 pixels.
         mpp: micrometres per level-0 pixel.
         threshold: difference of the strongest and weakest colour channel, in [0, 1], from which a pixel is tissue;
-            None counts everything as tissue.
+            0 counts everything as tissue.
     """
 
-    def __init__(
-        self, slide: Slide, region: tuple[int, int, int, int], mpp: float, threshold: float | None = 0.06
-    ) -> None:
+    def __init__(self, slide: Slide, region: tuple[int, int, int, int], mpp: float, threshold: float = 0.06) -> None:
         left, top, right, bottom = region
         coarsest, finest = (max(right - left, bottom - top) / side for side in TISSUE_SIDES)
         self.scale = max(min(TISSUE_MPP / mpp, coarsest), finest, 1.0)
         self.left, self.top = int(left / self.scale), int(top / self.scale)
         self.thumbnail, unread = slide.thumbnail(left, top, right - left, bottom - top, self.scale)
-        if threshold is None:
+        if threshold <= 0:
             self.mask = np.ones(self.thumbnail.shape[:2], bool)
         else:
             chroma = (self.thumbnail.max(-1) - self.thumbnail.min(-1)).astype(np.float32) / 255
