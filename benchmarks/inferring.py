@@ -83,7 +83,7 @@ def _run(source: str, output: Path, overrides: dict[str, str]) -> dict[str, floa
     dataset.transform = timed("reading", dataset.transform)
     after = config.get_parsed_content("postprocessing")
     after.transforms = [timed("post-processing", step) for step in after.transforms]
-    writer._save_image = timed("writing", writer._save_image)
+    writer._write_image = timed("writing", writer._write_image)
     start = time.perf_counter()
     evaluator.run()
     return {"total": time.perf_counter() - start, "images": float(len(writer.rows)), **seconds}

@@ -19,8 +19,8 @@ from scripts.data.synthetic import ensure_dataset
 from scripts.networks.model_file import load_model, read_model_file
 from scripts.setup_run import unknown_keys
 
-CONFIGS = ("train", "evaluate", "inference")
-VERBS = {"train": "training", "evaluate": "evaluating", "inference": "inferring"}
+CONFIGS = ("train", "evaluate", "inference", "wsi")
+VERBS = {"train": "training", "evaluate": "evaluating", "inference": "inferring", "wsi": "segmenting_slide"}
 
 
 def _run(bundle_root, config, *arguments, inside=True, code=0):
@@ -60,7 +60,8 @@ def test_every_key_of_a_config_is_used(bundle_root, config):
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json"))
     parser.resolve_macro_and_relative_ids()
     # tables such as run_params are used as a whole, hence none of their keys by name
-    dead = [key for key in unknown_keys(parser.get(), {}) if key.partition("::")[0] not in ("provenance", "run_params")]
+    tables = ("provenance", "run_params", "settings")
+    dead = [key for key in unknown_keys(parser.get(), {}) if key.partition("::")[0] not in tables]
     more = ["caching"] if config == "train" else []
     assert dead == sorted(["imports", "initialize", "run", VERBS[config], *more])
 
@@ -77,12 +78,12 @@ def test_all_configs_build_the_same_network(bundle_root):
     networks = [
         ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")["network_def"]["decoder"] for c in CONFIGS
     ]
-    assert networks[0] == networks[1] == networks[2]
+    assert all(network == networks[0] for network in networks)
     defaults = [
         {k: ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")[k] for k in ("backbone", "tile_size")}
         for c in CONFIGS
     ]
-    assert defaults[0] == defaults[1] == defaults[2]
+    assert all(default == defaults[0] for default in defaults)
 
 
 @pytest.mark.parametrize("config, kind", [("train", "train"), ("inference", "infer")])

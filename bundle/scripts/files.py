@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "write_table"]
+__all__ = ["atomic_path", "sha256_of", "write_table"]
 
 
 @contextmanager
@@ -42,3 +43,11 @@ def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], colu
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def sha256_of(path: str | os.PathLike) -> str | None:
+    """Checksum (hex) of a file's content, None if there is no such file."""
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,8 @@ class LoadNucleid(MapTransform):
     Replace the file paths of an item by its image and, if it has one, its label map.
 
     The image becomes a (3, H, W) float32 ``MetaTensor`` in [0, 255], the label a (1, H, W) int32 one; both carry
-    ``filename_or_obj`` and ``spatial_shape`` (H, W) in their meta data. An item without label stays without.
+    ``filename_or_obj``, ``spatial_shape`` (H, W) and the item's ``mpp`` (nan if unknown) in their meta data, which
+    follow the image through network and post-processing. An item without label stays without.
 
     Args:
         keys: key of the image, then optionally key of the label.
@@ -128,7 +130,8 @@ class LoadNucleid(MapTransform):
         image_key, *label_keys = self.keys
         image_path = os.fspath(item[image_key])
         image = read_image(image_path)
-        item[image_key] = _meta_tensor(image.transpose(2, 0, 1).astype(np.float32, order="C"), image_path)
+        mpp = math.nan if item.get("mpp") is None else float(item["mpp"])
+        item[image_key] = _meta_tensor(image.transpose(2, 0, 1).astype(np.float32, order="C"), image_path, mpp)
         for key in label_keys:
             if item.get(key) is None:
                 continue
@@ -140,7 +143,7 @@ class LoadNucleid(MapTransform):
                     f"the label map has {_size(label)} pixels but its image {image_path} has {_size(image)}",
                     "Pair the image with the label map that was drawn on it.",
                 )
-            item[key] = _meta_tensor(label[None], path)
+            item[key] = _meta_tensor(label[None], path, mpp)
         return item
 
 
@@ -173,8 +176,8 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _meta_tensor(array: np.ndarray, path: str) -> MetaTensor:
-    return MetaTensor(array, meta={"filename_or_obj": path, "spatial_shape": np.array(array.shape[1:])})
+def _meta_tensor(array: np.ndarray, path: str, mpp: float) -> MetaTensor:
+    return MetaTensor(array, meta={"filename_or_obj": path, "spatial_shape": np.array(array.shape[1:]), "mpp": mpp})
 
 
 def _read_pixels(path: Path, indexed: bool) -> np.ndarray:

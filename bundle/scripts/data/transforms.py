@@ -16,8 +16,8 @@ class ToTargetMppd(Transform):
     Resample an item to a common pixel size.
 
     The image is resampled bilinearly, with anti-aliasing when it shrinks; the label takes the nearest pixel, so ids
-    survive. ``item["mpp"]`` becomes the target. Nothing happens when the target is None, the item's mpp is missing or
-    nan, or the size would not change.
+    survive. ``item["mpp"]``, and with the pixels ``mpp`` in the image's meta data, become the target. Nothing happens
+    when the target is None, the item's mpp is missing or nan, or the size would not change.
 
     Args:
         target_mpp: wanted micrometres per pixel, or None to keep every item as it is.
@@ -41,8 +41,8 @@ class ToTargetMppd(Transform):
         item["mpp"] = float(self.target_mpp)
         if size == (height, width):
             return item
-        image = item[self.image_key]
-        item[self.image_key] = torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        image = torch.nn.functional.interpolate(item[self.image_key][None], size, mode="bilinear", antialias=True)[0]
+        item[self.image_key] = _with_mpp(image, item["mpp"])
         for key in self.label_keys:
             if key in item:
                 rows, columns = (
@@ -57,7 +57,8 @@ class ToInputSized(Transform):
     """
     Undo :class:`ToTargetMppd` for results: bring maps back to the size of the image file, bilinearly.
 
-    For logits, before they are thresholded, so that masks and instances are drawn on the file's own pixels.
+    For logits, before they are thresholded, so that masks and instances are drawn on the file's own pixels. The
+    ``mpp`` in the meta data of each map, and in the item, becomes the file's again.
 
     Args:
         keys: keys of float maps (C, H, W), the image first: its ``spatial_shape`` tells the size of the file.
@@ -72,11 +73,21 @@ class ToInputSized(Transform):
         size = tuple(int(side) for side in image.meta["spatial_shape"])
         if size == tuple(image.shape[1:]):
             return item
+        zoom = image.shape[1] / size[0]
         if item.get("mpp") is not None:
-            item["mpp"] = float(item["mpp"]) * image.shape[1] / size[0]
+            item["mpp"] = float(item["mpp"]) * zoom
         for key in self.keys:
-            item[key] = torch.nn.functional.interpolate(item[key][None], size, mode="bilinear", antialias=True)[0]
+            values = torch.nn.functional.interpolate(item[key][None], size, mode="bilinear", antialias=True)[0]
+            mpp = getattr(values, "meta", {}).get("mpp")
+            item[key] = values if mpp is None else _with_mpp(values, float(mpp) * zoom)
         return item
+
+
+def _with_mpp(image: torch.Tensor, mpp: float) -> torch.Tensor:
+    """The same pixels with ``mpp`` in meta data of their own; a tensor without meta data as it is."""
+    if not isinstance(image, MetaTensor):
+        return image
+    return MetaTensor(image.as_tensor(), meta={**image.meta, "mpp": mpp}, applied_operations=image.applied_operations)
 
 
 class SplitTargetsd(MapTransform):

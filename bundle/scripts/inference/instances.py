@@ -69,7 +69,8 @@ class LogitsToInstancesd(MapTransform):
         threshold: see :func:`logits_to_instances`.
         marker_depth: see :func:`logits_to_instances`.
         min_area: in pixels; see :func:`logits_to_instances`.
-        min_area_um2: the same in square micrometres; it goes before ``min_area`` where the item has a known ``mpp``.
+        min_area_um2: the same in square micrometres; it goes before ``min_area`` where ``mpp`` is known, from the
+            logits' meta data or else from the item.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class LogitsToInstancesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         logits = item[self.first_key(item)]
-        maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(item.get("mpp")))
+        mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
+        maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(mpp))
         for key, values in zip(("mask", "instances"), maps):
             item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]
         return item

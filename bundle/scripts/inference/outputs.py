@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
@@ -19,8 +19,12 @@ from torch.utils.data import get_worker_info
 
 from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
+from scripts.evaluation.metrics import known_mpp
 from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path, write_table
+from scripts.inference.geojson import NucleusFormat, write_nuclei
+from scripts.inference.label_maps import LABEL_FORMATS, save_label_map
+from scripts.inference.nuclei import describe_nuclei
 
 __all__ = ["PredictionWriter", "TolerantDataset", "output_names"]
 
@@ -28,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 IMAGES_IN_FLIGHT = 2  # written while the network goes on: memory holds no more than these
 MESSAGE_BYTES = 1000  # room for one file's problem, as UTF-8
+OUTPUTS = ("mask", "instances", "overlay", "geojson", "csv")
 
 
 class TolerantDataset(IterableDataset):
@@ -101,33 +106,49 @@ class PredictionWriter:
     """
     MONAI/ignite handler that writes what an evaluator predicts, image by image, beside the network's work on the next.
 
-    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` in
-    the meta data, and ``mask`` and ``instances`` (1, H, W). Writes into ``output_dir``, under names by
-    :func:`output_names`,
+    Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` and
+    ``mpp`` in the meta data, ``pred`` (C, H, W) logits with the foreground first, and ``mask`` and ``instances``
+    (1, H, W). Writes into ``output_dir``, under names by :func:`output_names`,
 
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
     - ``<name>_overlay.jpg``: outlines on the image, to look at;
-    - ``summary.csv`` at the end: file, nuclei, share of the area, seconds of network and post-processing.
+    - ``<name>.geojson`` and ``<name>_nuclei.csv``: outlines and measures by ``NucleusFormat``, ids as in the map;
+    - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, seconds of network and
+      post-processing.
 
     Args:
         output_dir: folder of the files; made if missing.
         data: the items that will come, such as ``{"image": path}``: names that would clash are told apart.
         root: folder whose sub-folders are kept below ``output_dir``; by default the one that holds all the files.
+        outputs: which of ``mask``, ``instances``, ``overlay``, ``geojson``, ``csv`` to write.
+        label_format: of the instances: ``png``, ``tif`` or ``nii.gz``.
 
     Raises:
         DataError: when a prediction would be written over one of the input files.
+        ValueError: when an output or format is not known.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike, data: Sequence[dict[str, Any]], root: str | os.PathLike | None = None
+        self,
+        output_dir: str | os.PathLike,
+        data: Sequence[dict[str, Any]],
+        root: str | os.PathLike | None = None,
+        outputs: Sequence[str] = OUTPUTS,
+        label_format: str = "png",
     ) -> None:
+        if unknown := set(outputs) - set(OUTPUTS):
+            raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(sorted(unknown))}")
+        if label_format not in LABEL_FORMATS:
+            raise ValueError(f"label_format must be one of {', '.join(LABEL_FORMATS)}, got {label_format}")
         self.output_dir = Path(output_dir)
+        self.outputs = set(outputs)
+        self.label_format = label_format
         files = [item["image"] for item in data]
         self.names = output_names(files, root)
         inputs = {Path(file).resolve() for file in files}
         for name in self.names.values():
-            for kind in ("mask.png", "instances.png", "instances.tif", "overlay.jpg"):
+            for kind in ("mask.png", "overlay.jpg", *(f"instances.{suffix}" for suffix in LABEL_FORMATS)):
                 if (target := self._target(name, kind)).resolve() in inputs:
                     raise DataError(target, "is an input file and would be written over", "Choose another output_dir.")
         self.rows: list[dict[str, Any]] = []
@@ -152,9 +173,7 @@ class PredictionWriter:
         seconds = (time.perf_counter() - self._started) / len(engine.state.output)
         for item in engine.state.output:
             self._wait(IMAGES_IN_FLIGHT - 1)
-            file = str(item["image"].meta["filename_or_obj"])
-            pixels = [np.asarray(item[key].cpu()) for key in ("image", "mask", "instances")]
-            self._writing.append(self._thread.submit(self._write_image, file, *pixels, seconds))
+            self._writing.append(self._thread.submit(self._write_image, item, seconds))
 
     def _wait(self, pending: int) -> None:
         """Until at most so many images remain to be written; raises what went wrong with one."""
@@ -165,32 +184,38 @@ class PredictionWriter:
                 self._thread.shutdown(cancel_futures=True)
                 raise
 
-    def _write_image(
-        self, file: str, image: np.ndarray, mask: np.ndarray, instances: np.ndarray, seconds: float
-    ) -> None:
+    def _write_image(self, item: dict[str, Any], seconds: float) -> None:
+        image, mask, instances = (np.asarray(item[key].cpu()) for key in ("image", "mask", "instances"))
         mask, instances = mask[0] > 0, instances[0]
+        meta = item["image"].meta
+        file, mpp = str(meta["filename_or_obj"]), known_mpp(meta.get("mpp"))
         name = self.names[os.path.abspath(file)]
-        self._save_image(name, "mask.png", mask.astype(np.uint8) * 255)
-        nuclei = self._save_instances(name, instances)
-        self._save_image(name, "overlay.jpg", overlay(image, instances))
-        row = {"file": file, "nuclei": nuclei, "area_fraction": round(float(mask.mean()), 6)}
+        if "mask" in self.outputs:
+            self._save_picture(name, "mask.png", mask.astype(np.uint8) * 255)
+        if "instances" in self.outputs:
+            self._save_instances(name, instances, mpp)
+        if "overlay" in self.outputs:
+            self._save_picture(name, "overlay.jpg", overlay(image, instances))
+        if {"geojson", "csv"} & self.outputs:
+            probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
+            geojson = self.output_dir / f"{name}.geojson" if "geojson" in self.outputs else None
+            table = self._target(name, "nuclei.csv") if "csv" in self.outputs else None
+            nuclei = describe_nuclei(instances, probability, image)
+            write_nuclei(nuclei, NucleusFormat(name, mpp), geojson, table)
+        row = {"file": file, "nuclei": int(instances.max(initial=0)), "area_fraction": round(float(mask.mean()), 6)}
         self.rows.append({**row, "seconds": round(seconds, 3)})
 
-    def _save_instances(self, name: str, instances: np.ndarray) -> int:
-        """Save an (H, W) map of nuclei with ids 1..N, and count them."""
-        nuclei = int(instances.max(initial=0))
-        other_kind = self._target(name, "instances.tif")
-        if nuclei <= np.iinfo(np.uint16).max:
-            self._save_image(name, "instances.png", instances.astype(np.uint16))
-        else:
+    def _save_instances(self, name: str, instances: np.ndarray, mpp: float | None) -> None:
+        """Save an (H, W) map of nuclei with ids 1..N; what an earlier run left in another format goes."""
+        suffix, nuclei = self.label_format, int(instances.max(initial=0))
+        if suffix == "png" and nuclei > np.iinfo(np.uint16).max:
             logger.warning("%s: %d nuclei do not fit a 16-bit PNG, written as 32-bit TIFF", name, nuclei)
-            other_kind = self._target(name, "instances.png")
-            with atomic_path(self._target(name, "instances.tif")) as path:
-                tifffile.imwrite(path, instances.astype(np.uint32), compression="zlib")
-        other_kind.unlink(missing_ok=True)  # of an earlier run
-        return nuclei
+            suffix = "tif"
+        save_label_map(self._target(name, f"instances.{suffix}"), instances, mpp)
+        for other in set(LABEL_FORMATS) - {suffix}:
+            self._target(name, f"instances.{other}").unlink(missing_ok=True)
 
-    def _save_image(self, name: str, kind: str, pixels: np.ndarray) -> None:
+    def _save_picture(self, name: str, kind: str, pixels: np.ndarray) -> None:
         with atomic_path(self._target(name, kind)) as path:
             # PNG's default level takes thrice as long for 10% less; lines of one pixel need JPEG's full colour
             Image.fromarray(pixels).save(path, compress_level=1, quality=90, subsampling=0)
@@ -202,6 +227,9 @@ class PredictionWriter:
         self._wait(0)
         self._thread.shutdown()
         write_table(self.output_dir / "summary.csv", self.rows, ("file", "nuclei", "area_fraction", "seconds"))
+        totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
+        with atomic_path(self.output_dir / "summary.json") as path:
+            path.write_text(json.dumps({**totals, "files": self.rows}, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> dict[str, str]:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import DataError, root_cause
+from scripts.files import write_table
+from scripts.inference.outputs import output_names
+
+__all__ = ["list_slides", "segment_slides"]
+
+logger = logging.getLogger(__name__)
+
+SLIDE_SUFFIXES = (
+    ".svs", ".tif", ".tiff", ".btf", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm",
+)  # fmt: skip
+LIST_SUFFIXES = (".txt", ".csv")
+
+
+def list_slides(slide: str | os.PathLike) -> list[str]:
+    """
+    Paths of slides, by name.
+
+    Args:
+        slide: a slide; a folder, of which all slides count, also in sub-folders; or a text file with one path a line,
+            relative to the file's own folder.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    path = Path(slide)
+    if path.is_dir():
+        found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SLIDE_SUFFIXES and file.is_file()]
+        paths = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        if not paths:
+            raise DataError(path, "no slide found", f"Put files with one of {', '.join(SLIDE_SUFFIXES)} there")
+    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        paths = [path.parent / line for line in lines if line and not line.startswith("#")]
+        if not paths:
+            raise DataError(path, "it names no slide", "Write one path a line")
+    elif path.exists():
+        paths = [path]
+    else:
+        raise DataError(path, "there is no such file or folder", "Name a slide, a folder or a list with --slide")
+    return [str(path) for path in paths]
+
+
+def segment_slides(
+    slides: Sequence[str],
+    segmenter: Callable[[str, Path], dict[str, Any]],
+    output_dir: str | os.PathLike,
+    root: str | os.PathLike | None = None,
+    shard: str | None = None,
+) -> None:
+    """
+    Segment slides one after the other, each into a folder of its own name; one that cannot be used stops no other.
+
+    Args:
+        slides: paths of all slides, whatever the shard: their folders' names depend on all of them.
+        segmenter: a ``SlideSegmenter``.
+        output_dir: folder of their folders. ``errors.csv`` lists slides that failed, ``errors_<i>_of_<n>.csv`` those
+            of a shard.
+        root: folder whose sub-folders are kept below ``output_dir``, if slides lie in it.
+        shard: ``i/n`` takes every n-th slide from the i-th on, i from 0 to n - 1, for n jobs that share the work.
+
+    Raises:
+        DataError: when the shard is none.
+        SystemExit: when at least one slide failed.
+        OSError: at once, when the disk is full or gone: what is finished of the slide is kept for the next run.
+    """
+    output_dir = Path(output_dir)
+    names = output_names(slides, root if root is not None and Path(root).is_dir() else None)
+    slides = _of_shard(slides, shard)
+    errors = []
+    for number, slide in enumerate(slides, start=1):
+        try:
+            summary = segmenter(slide, output_dir / names[os.path.abspath(slide)])
+        except OSError:
+            raise
+        except Exception as error:  # whatever is wrong with one slide, the others go on
+            cause = root_cause(error)
+            problem = str(cause) if isinstance(cause, DataError) else f"{type(cause).__name__}: {cause}"
+            errors.append({"slide": slide, "problem": problem})
+            logger.error("skipped %s", problem)
+        else:
+            logger.info("%d/%d %s: %d nuclei", number, len(slides), slide, summary["nuclei"])
+    report = output_dir / ("errors.csv" if shard is None else f"errors_{shard.replace('/', '_of_')}.csv")
+    report.unlink(missing_ok=True)
+    if errors:
+        write_table(report, errors)
+        raise SystemExit(f"{len(errors)} of {len(slides)} slides failed: {errors[0]['problem']}; see {report}")
+
+
+def _of_shard(slides: Sequence[str], shard: str | None) -> Sequence[str]:
+    if shard is None:
+        return slides
+    try:
+        index, count = (int(part) for part in str(shard).split("/"))
+    except ValueError:
+        index = count = -1
+    if not 0 <= index < count:
+        raise DataError("shard", f"'{shard}' is not i/n with i from 0 to n - 1", "For two jobs give 0/2 and 1/2")
+    return slides[index::count]
