@@ -166,18 +166,21 @@ def test_self_test_passes_for_every_mode(mode, by_region):
     assert model.adversary.cgrl.strength == 0 and all(p.grad is None for p in model.parameters())
 
 
-class _ReadsTheEncoder(AMASAM):
+class _ReadsTheEncoder(torch.nn.Module):
     """The set-up that fails silently: the discriminator reads frozen features."""
 
-    def forward_aligned(self, image):
-        features = self.image_encoder(image)
+    def __init__(self, decoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features, image):
         return self.decoder(features, image)[0], features[1]
 
 
 def test_self_test_refuses_a_discriminator_on_frozen_features():
-    model = _model()
+    network = _model().network
     broken = AdversarialModel(
-        _ReadsTheEncoder(model.network.image_encoder, model.network.decoder), DomainAdversary(6, (0.0, 1.0, 1.0))
+        AMASAM(network.image_encoder, _ReadsTheEncoder(network.decoder)), DomainAdversary(6, (0.0, 1.0, 1.0))
     )
     with pytest.raises(AdversaryError, match="no trainable layer"):
         gradient_self_test(broken, *_batch())
