@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,15 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(bundle_root, small_dr
     assert json.loads((folder / "summary.json").read_text())["tiles_of_earlier_runs"] > 0
     for name in ("nuclei.geojson", "nuclei.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_threads_read_what_one_would(slide):
+    opened = open_slide(slide)
+    places = [(x, y) for x in range(2000, 6000, 400) for y in range(2000, 6000, 400)]
+    alone = [opened.read_level(0, x, y, 300, 300) for x, y in places]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda place: opened.read_level(0, *place, 300, 300), places))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
 
 
 # --- several slides, kills, sizes

@@ -169,6 +169,7 @@ class _OpenSlide(Slide):
 class _TiffSlide(Slide):
     def __init__(self, path: Path) -> None:
         self._tiff = tifffile.TiffFile(path)
+        self._tiff.filehandle.set_lock(True)  # else its lock is none, and threads read at each other's places
         series = self._tiff.series[0]
         # one page of colours, or one page for each colour
         self._levels = [list(level.pages)[:3] if "C" in level.axes else [level.keyframe] for level in series.levels]
