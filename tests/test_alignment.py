@@ -344,8 +344,8 @@ def test_features_before_and_after_are_the_networks():
     label[:, :, 8:40, 16:48] = 7
     with torch.no_grad():
         found = RegionFeatures(network)(image, label)
-        _, aligned = network.forward_aligned(image)
         frozen = encoder(image)
+        _, aligned = network.decoder(frozen, image)
     inside = (slice(None), slice(None), slice(1, 5), slice(2, 6))  # at stride 8
     assert torch.allclose(found["aligned"][:, 0], aligned[inside].mean(dim=(2, 3)), atol=1e-5)
     assert found["frozen"].shape == (2, 2, 6 + 8), "strides 8 and 16, which the aligned features come from"

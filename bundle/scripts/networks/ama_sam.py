@@ -31,10 +31,4 @@ class AMASAM(nn.Module):
         Returns:
             logits (B, C, H, W): channel 0 foreground; channel 1, if any, distance to the nucleus' border.
         """
-        return self.forward_aligned(image)[0]
-
-    @torch.jit.export
-    def forward_aligned(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``forward``, and the features that domain alignment acts on, (B, C', H / s, W / s)."""
-        logits, aligned = self.decoder(self.image_encoder(image), image)
-        return logits, aligned
+        return self.decoder(self.image_encoder(image), image)[0]
