@@ -7,6 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 __all__ = ["RandBlurd", "RandCropAffined", "RandStaind"]
@@ -62,7 +63,8 @@ class RandStaind(RandomizableTransform, MapTransform):
         return item
 
     def _restain(self, image: torch.Tensor) -> torch.Tensor:
-        density = ((_plain(image).float().flatten(1) + 1) / 256).log_().neg_()
+        # a plain tensor: arithmetic on a MetaTensor costs more than the arithmetic
+        density = ((convert_to_tensor(image).float().flatten(1) + 1) / 256).log_().neg_()
         matrix, offset = (torch.as_tensor(x, dtype=torch.float32) for x in (self._matrix.T, self._offset))
         changed = torch.addmm(offset[:, None], matrix, density).neg_().exp_().mul_(256).sub_(1).clamp_(0, 255)
         return _like(changed.reshape(image.shape), image)
@@ -101,7 +103,7 @@ class RandBlurd(RandomizableTransform, MapTransform):
         if self._do_transform:
             kernel = gaussian_1d(torch.tensor(self._sigma), truncated=3.0, normalize=True)
             for key in self.keys:
-                blurred = separable_filtering(_plain(item[key])[None], [kernel, kernel], mode="reflect")[0]
+                blurred = separable_filtering(convert_to_tensor(item[key])[None], [kernel, kernel], mode="reflect")[0]
                 item[key] = _like(blurred, item[key])
         return item
 
@@ -185,7 +187,7 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         # grid_sample wants (x, y) with -1 and 1 at the outer edges of the outer pixels
         grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)[None]
         for key, mode in zip(self.keys, self.mode, strict=True):
-            source = _plain(item[key])
+            source = convert_to_tensor(item[key])
             crop = torch.nn.functional.grid_sample(
                 source[None].float(),  # exact for ids below 2**24
                 grid,
@@ -195,11 +197,6 @@ class RandCropAffined(RandomizableTransform, MapTransform):
             )[0]
             item[key] = _like(crop.to(source.dtype), item[key])
         return item
-
-
-def _plain(source: object) -> torch.Tensor:
-    # arithmetic on a MetaTensor costs more than the arithmetic
-    return source.as_tensor() if isinstance(source, MetaTensor) else torch.as_tensor(source)
 
 
 def _like(result: torch.Tensor, source: object) -> torch.Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose, Randomizable, RandomizableTrait
+from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from scripts.data.encoding import EncodeFeatures
@@ -194,11 +195,11 @@ class FeatureDataset(PersistentDataset, Randomizable):
         path = self._path(item)
         if path.is_file():
             try:
-                return torch.load(path, weights_only=True)  # a crop reads only its part
+                return torch.load(path, weights_only=True)
             except Exception as error:
                 raise DataError(path, f"the stored features cannot be read ({error})", "Delete the file.") from error
         made = self._pre_transform(dict(item))
-        stored = {key: _plain(made[key]) for key in ("image", "target", "features")}
+        stored = convert_to_tensor({key: made[key] for key in ("image", "target", "features")})
         try:
             with atomic_path(path) as partial:
                 torch.save(stored, partial)
@@ -273,9 +274,3 @@ def _content(*paths: str | os.PathLike) -> str:
             content = file.read_bytes()
             digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value.as_tensor() if isinstance(value, MetaTensor) else value

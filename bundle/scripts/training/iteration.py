@@ -4,6 +4,7 @@ import math
 
 import torch
 from monai.engines import SupervisedTrainer
+from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 
 from scripts.networks.domain_adversary import AdversarialModel
@@ -52,15 +53,17 @@ class AdversarialIteration:
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
         device, state = engine.state.device, engine.state
+        # plain tensors: MetaTensor bookkeeping in every operation of the network only costs time
         image, target, domain = (
-            torch.as_tensor(batch[key]).to(device, non_blocking=engine.non_blocking)
+            convert_to_tensor(batch[key]).to(device, non_blocking=engine.non_blocking)
             for key in (Keys.IMAGE, "target", "domain")
         )
-        # plain tensors: MetaTensor bookkeeping in every operation of the network only costs time
-        image, target = _plain(image), _plain(target)
         features = batch.get("features")
         if features is not None:
-            features = [_plain(f).to(device, non_blocking=engine.non_blocking).permute(0, 3, 1, 2) for f in features]
+            features = [
+                feature.to(device, non_blocking=engine.non_blocking).permute(0, 3, 1, 2)
+                for feature in convert_to_tensor(features)
+            ]
         model = unwrap(engine.network)
         engine.network.train()
         strength = 0.0
@@ -113,10 +116,6 @@ class AdversarialIteration:
             "lambda": strength,
             "gradients": gradients,
         }
-
-
-def _plain(x: torch.Tensor) -> torch.Tensor:
-    return x.as_tensor() if hasattr(x, "as_tensor") else x
 
 
 def _hard_dice(logits: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
