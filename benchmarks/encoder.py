@@ -23,14 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+from machine import matmul_rate
 
 
 def build(which: str, size: int):
     """Upstream's encoder, or ours made of its parameters; the same random weights for both."""
     import torch
 
-    sys.path.insert(0, str(BUNDLE))
     from scripts.networks.sam_encoders import SAM_VITS, SAM_WINDOW, SamViT, sam_modeling
 
     torch.manual_seed(0)
@@ -51,12 +50,8 @@ def serve(which: str, size: int, output: Path) -> None:
 
     encoder = build(which, size)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
-    square = torch.randn(2048, 2048)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(3):
-            square @ square
-        rate = 3 * 2 * len(square) ** 3 / (time.perf_counter() - start)
+        rate = matmul_rate()
         start, cpu = time.perf_counter(), time.process_time()
         result = encoder(image)
         taken = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
