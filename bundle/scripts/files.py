@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "sha256_of", "write_table"]
+from scripts.errors import DataError
+
+__all__ = ["atomic_path", "read_json", "sha256_of", "write_json", "write_table"]
 
 
 @contextmanager
@@ -43,6 +46,31 @@ def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], colu
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """
+    Write plain values as JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        content: the values.
+        default: gives a plain value for one that is not.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON does not have.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=default)
+    with atomic_path(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file; DataError when it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows write a mark first
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"the file cannot be read as JSON ({error})", "Correct or replace it.") from error
 
 
 def sha256_of(path: str | os.PathLike) -> str | None:

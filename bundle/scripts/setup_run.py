@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from scripts.errors import DataError, root_cause
-from scripts.files import atomic_path
+from scripts.files import write_json
 
 __all__ = ["executed_config", "setup_run", "unknown_keys", "write_config"]
 
@@ -49,9 +48,7 @@ def write_config(path: str | os.PathLike) -> None:
     """Write the configuration that is being executed, with all overrides; nothing outside ``monai.bundle``."""
     config = executed_config()
     if config is not None:
-        with atomic_path(path) as partial:
-            executed = {key: value for key, value in config.items() if key != "_meta_"}
-            partial.write_text(json.dumps(executed, indent=4, default=str) + "\n")
+        write_json(path, {key: value for key, value in config.items() if key != "_meta_"}, default=str)
 
 
 def executed_config() -> dict | None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from scripts.alignment.measure import WindowSamples, describe, measure
 from scripts.alignment.picture import draw
 from scripts.alignment.verdict import short
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import atomic_path, write_json
 
 __all__ = ["AlignmentReport"]
 
@@ -110,8 +109,7 @@ class AlignmentReport:
         found = measure(samples, self.domain_names, self.min_groups, self.seed)
         domains = {name: self._describe(samples, index) for index, name in enumerate(self.domain_names)}
         report = {**found, "domains": domains, "method": METHOD, "provenance": self.provenance}
-        with atomic_path(self.output_dir / "alignment.json") as path:
-            path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(self.output_dir / "alignment.json", report)
         with atomic_path(self.output_dir / "alignment.md") as path:
             path.write_text(markdown(report), encoding="utf-8")
         self._draw(samples, found)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from scripts.data.published.layouts import Sample, patient_of
 from scripts.data.published.stains import stain_of
 from scripts.data.similarity import perceptual_hash
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import atomic_path, read_json, write_json
 
 __all__ = ["Task", "convert", "file_names"]
 
@@ -103,8 +102,7 @@ def convert(task: Task) -> dict:
     for part, pixels in (("images", image), ("labels", label)):
         with atomic_path(folder / part / f"{task.file}.png") as partial:
             Image.fromarray(pixels).save(partial)
-    with atomic_path(task.record) as partial:
-        partial.write_text(json.dumps(record))
+    write_json(task.record, record)
     return record
 
 
@@ -133,8 +131,8 @@ def _plain(name: str) -> str:
 
 def _finished(task: Task) -> dict | None:
     try:
-        record: Mapping = json.loads(task.record.read_text())
-    except (OSError, ValueError):
+        record: Mapping = read_json(task.record)
+    except DataError:
         return None
     folder = task.output_dir / str(record.get("domain"))
     done = record.get("key") == task.key and all(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
+from scripts.files import read_json
 
 __all__ = ["SPLITS", "check_domains", "domain_list", "domain_names", "load_items"]
 
@@ -186,11 +186,8 @@ def _stem(path: Path) -> str:
     return path.name[: -len(file_suffix(path))]
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"the file cannot be read as JSON ({error})", "Correct or replace it.") from error
+def _read_object(path: Path) -> dict:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(path, "the file does not hold a JSON object", 'Write {"training": [...], ...}.')
     return content
@@ -198,7 +195,7 @@ def _read_json(path: Path) -> dict:
 
 def _stored_mpp(root: Path) -> float | None:
     path = root / "dataset.json"
-    mpp = _read_json(path).get("mpp") if path.is_file() else None
+    mpp = _read_object(path).get("mpp") if path.is_file() else None
     if mpp is not None and not (isinstance(mpp, (int, float)) and mpp > 0):
         raise DataError(path, f"mpp {mpp!r} is not a positive number", "Give micrometres per pixel, or leave it out.")
     return mpp
@@ -207,14 +204,14 @@ def _stored_mpp(root: Path) -> float | None:
 def _default_primary(folder: Path, found: list[str]) -> str | None:
     path = folder / "domains.json"
     if path.is_file():
-        return _read_json(path).get("primary")
+        return _read_object(path).get("primary")
     return found[0] if len(found) == 1 else None
 
 
 def _find_datalist(root: Path) -> str | None:
     if (root / "split.json").is_file():
         return "split.json"
-    if (root / "dataset.json").is_file() and "training" in _read_json(root / "dataset.json"):
+    if (root / "dataset.json").is_file() and "training" in _read_object(root / "dataset.json"):
         return "dataset.json"
     return None
 
@@ -245,7 +242,7 @@ def _entries(root: Path, datalist: str | None, split: str) -> list[dict]:
 
 
 def _datalist_entries(root: Path, path: Path, split: str) -> list[dict]:
-    content = _read_json(path)
+    content = _read_object(path)
     if not any(key in content for key in (*SPLITS, "test")):
         raise DataError(path, "no part of the data is listed", f"Give one or more of {', '.join(SPLITS)}.")
     listed = content.get(split, content.get(DECATHLON_KEYS[split], []))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from scripts.data.published.layouts import TCGA_PATIENT
 from scripts.data.readers import read_image
 from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import read_json, write_json
 
 __all__ = ["check_leakage", "find_leaks", "from_text", "hash_images", "to_text"]
 
@@ -136,16 +135,15 @@ def _key(path: str) -> str | None:
 
 def _read_cache(cache: str | os.PathLike | None) -> dict[str, np.ndarray | None]:
     try:
-        content = json.loads(Path(cache).read_text()) if cache is not None else {}
+        content = read_json(cache) if cache is not None else {}
         return {key: from_text(text) for key, text in content.items()}
-    except (OSError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         return {}  # a cache that cannot be used is made anew
 
 
 def _write_cache(cache: Path, hashes: dict[str, np.ndarray | None]) -> None:
     try:
-        with atomic_path(cache) as partial:
-            partial.write_text(json.dumps({key: to_text(value) for key, value in hashes.items()}))
+        write_json(cache, {key: to_text(value) for key, value in hashes.items()})
     except OSError as error:
         logger.warning("hashes of the images are not kept: %s", error)
 

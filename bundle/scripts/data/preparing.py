@@ -26,7 +26,7 @@ from scripts.data.readers import read_image
 from scripts.data.splitting import assign_splits, published_splits
 from scripts.data.verifying import COLUMNS, problem, verify
 from scripts.errors import DataError
-from scripts.files import atomic_path, write_table
+from scripts.files import read_json, write_json, write_table
 
 __all__ = ["prepare"]
 
@@ -106,10 +106,9 @@ def prepare(
     rows += _check_archives(opened, entry)
     write_table(output_dir / f"{name}_problems.csv", rows, COLUMNS)
     written = _write_domains(good, rows, entry, dataset, opened, output_dir)
-    with atomic_path(work / "done.json") as partial:
-        partial.write_text(json.dumps({"key": key, "domains": written, "failed": sum(_failed(row) for row in rows)}))
+    write_json(work / "done.json", {"key": key, "domains": written, "failed": sum(_failed(row) for row in rows)})
     shutil.rmtree(work / "sources", ignore_errors=True)
-    return _finish(json.loads((work / "done.json").read_text()), output_dir, name)
+    return _finish(read_json(work / "done.json"), output_dir, name)
 
 
 def _find(source: str | os.PathLike, entry: Mapping, work: Path) -> tuple[Source, list[Sample], list[Skipped]]:
@@ -214,10 +213,10 @@ def _write_domains(
         }
         if any(r["published_split"] for r in members) and about["split"] != "published":
             about["split"] = "published, with validation taken from training by group"
-        _write_json(folder / "dataset.json", about)
+        write_json(folder / "dataset.json", about)
         sheet = [{**_entry(r), "title": f"{r['file'][:34]}  {r['split']}  {r['nuclei']} nuclei"} for r in members]
         write_contact_sheet(folder, sheet, folder / "contact_sheet.png")
-        _write_json(folder / "split.json", split)  # last: with it the folder is a domain
+        write_json(folder / "split.json", split)  # last: with it the folder is a domain
         written[domain] = about
     return written
 
@@ -246,9 +245,9 @@ def _check_archives(opened: Source, entry: Mapping) -> list[dict]:
 
 def _finished(work: Path, key: str, output_dir: Path) -> dict | None:
     try:
-        done = json.loads((work / "done.json").read_text())
-        listed = {d: json.loads((output_dir / d / "split.json").read_text()) for d in done["domains"]}
-    except (OSError, ValueError, KeyError):
+        done = read_json(work / "done.json")
+        listed = {d: read_json(output_dir / d / "split.json") for d in done["domains"]}
+    except (DataError, KeyError):
         return None
     files = [
         output_dir / d / e[k]
@@ -278,8 +277,3 @@ def _finish(done: Mapping, output_dir: Path, name: str) -> dict[str, dict]:
 
 def _failed(row: Mapping) -> bool:
     return row["severity"] == "error"
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

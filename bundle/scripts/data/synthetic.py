@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -12,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from scripts.errors import DataError
+from scripts.files import write_json
 
 __all__ = ["ensure_dataset", "make_synthetic", "synthetic_tile"]
 
@@ -85,7 +85,7 @@ def make_synthetic(root: str | os.PathLike, counts: Mapping[str, int] = COUNTS, 
         for number, name in enumerate(DOMAINS):
             _make_domain(partial / name, name, counts, (seed, number))
         about = {"synthetic": True, "note": NOTE, "primary": next(iter(DOMAINS)), "seed": seed}
-        _write_json(partial / "domains.json", about)
+        write_json(partial / "domains.json", about)
         os.rename(partial, root)
     except OSError:
         if not (root / "domains.json").is_file():  # otherwise another process was faster
@@ -111,9 +111,9 @@ def _make_domain(folder: Path, name: str, counts: Mapping[str, int], seed: tuple
             Image.fromarray(label.astype(np.uint16)).save(folder / "labels" / file)
             entry = {"image": f"images/{file}", "label": f"labels/{file}", "patient": f"synthetic_{patient:02d}"}
             split[part].append(entry)
-    _write_json(folder / "split.json", split)
+    write_json(folder / "split.json", split)
     about = {"name": name, "synthetic": True, "note": NOTE, "stain": "drawn H&E", "license": "Apache-2.0", **style}
-    _write_json(folder / "dataset.json", about)
+    write_json(folder / "dataset.json", about)
 
 
 def synthetic_tile(style: Mapping, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +197,3 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
 def _smooth(value: np.ndarray, width: float) -> np.ndarray:
     """Soft step from 0 to 1 around 0."""
     return 1 / (1 + np.exp(-value / width))
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from scripts.data.domains import SPLITS
 from scripts.data.label_shift import common_shift
 from scripts.data.leakage import from_text, hash_images
 from scripts.data.similarity import HASH_BITS, near_duplicates
+from scripts.errors import DataError
+from scripts.files import read_json
 
 __all__ = ["problem", "verify"]
 
@@ -104,9 +105,9 @@ def _elsewhere(records: Sequence[dict], output_dir: Path, cache: Path) -> list[d
     for path in sorted(output_dir.glob("*/split.json")):
         if path.parent.name not in domains:
             try:
-                listed = json.loads(path.read_text(encoding="utf-8"))
+                listed = read_json(path)
                 entries = [entry["image"] for part in SPLITS for entry in listed.get(part, ())]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            except (DataError, KeyError, AttributeError, TypeError):
                 continue  # not ours to judge; training will
             others.update({str(path.parent / image): f"{path.parent.name}/{Path(image).stem}" for image in entries})
     if not others:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from scripts.evaluation.metrics import image_metrics, known_mpp
 from scripts.evaluation.overlays import overlay
-from scripts.files import atomic_path, write_table
+from scripts.files import atomic_path, write_json, write_table
 
 __all__ = ["EvaluationReport", "summarise"]
 
@@ -94,10 +93,9 @@ class EvaluationReport:
         overall = summarise(self.rows)
         # images of unknown mpp have no micrometres: the columns are those that any image has
         write_table(self.output_dir / "metrics.csv", self.rows, IDENTITY)
-        with atomic_path(self.output_dir / "metrics.json") as path:
-            units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
-            content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
-            path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
+        content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
+        write_json(self.output_dir / "metrics.json", content)
         self._write_overlays(names)
         for name, summary in summaries.items():
             engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})

@@ -15,7 +15,7 @@ from scripts.data.domains import SPLITS
 from scripts.errors import DataError
 from scripts.experiments.plan import Child
 from scripts.experiments.verbs import BundleVerb, VerbFailed
-from scripts.files import atomic_path
+from scripts.files import read_json, write_json
 from scripts.tracking.experiments import ExperimentStore
 
 __all__ = ["Experiment"]
@@ -152,11 +152,11 @@ class Experiment:
     def _train(self, child: Child, folder: Path, run_id: str, identity: dict) -> None:
         """Train, go on training, or do nothing where this child's folder holds the trained model already."""
         state_file, checkpoint = folder / "state.json", folder / "checkpoint.pt"
-        state = json.loads(state_file.read_text()) if state_file.is_file() else {}
+        state = read_json(state_file) if state_file.is_file() else {}
         if state.get("settings") != identity:
             checkpoint.unlink(missing_ok=True)  # of other settings, and never finished
             state = {"settings": identity, "trained": False}
-            _write(state_file, state)
+            write_json(state_file, state)
         if state["trained"] and (folder / "model.pt").is_file():
             return
         settings = {
@@ -175,7 +175,7 @@ class Experiment:
                 raise
             checkpoint.unlink()
             self.training.run(folder, {**settings, "resume": False}, child.config)
-        _write(state_file, {**state, "trained": True})
+        write_json(state_file, {**state, "trained": True})
 
     def _evaluate(self, child: Child, folder: Path, run_id: str) -> None:
         settings = {
@@ -219,11 +219,6 @@ def _difference(earlier: dict, now: dict) -> str:
             if before.get(key) != after.get(key)
         ]
     return "; ".join(told)
-
-
-def _write(path: Path, content: dict) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=4) + "\n")
 
 
 def _stamp(path: Path) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.files import atomic_path
+from scripts.files import write_json
 
 __all__ = ["BundleVerb", "VerbFailed"]
 
@@ -58,9 +58,7 @@ class BundleVerb:
             VerbFailed: with the reason, when the process fails.
         """
         overlay = folder / f"{self.verb}_settings.json"
-        with atomic_path(overlay) as partial:
-            content = {**self.places, **self.settings, **settings}
-            partial.write_text(json.dumps(content, indent=4, default=str) + "\n")
+        write_json(overlay, {**self.places, **self.settings, **settings}, default=str)
         files = [self.config_file, *([] if config is None else [config]), str(overlay)]
         command = [sys.executable, "-m", "monai.bundle", "run", self.verb, "--config_file", repr(files)]
         with (folder / f"{self.verb}.log").open("a+", encoding="utf-8", errors="replace") as log:

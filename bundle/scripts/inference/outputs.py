@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -21,7 +20,7 @@ from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
 from scripts.evaluation.metrics import known_mpp
 from scripts.evaluation.overlays import overlay
-from scripts.files import atomic_path, write_table
+from scripts.files import atomic_path, write_json, write_table
 from scripts.inference.geojson import NucleusFormat, write_nuclei
 from scripts.inference.label_maps import LABEL_FORMATS, save_label_map
 from scripts.inference.nuclei import describe_nuclei
@@ -228,8 +227,7 @@ class PredictionWriter:
         self._thread.shutdown()
         write_table(self.output_dir / "summary.csv", self.rows, ("file", "nuclei", "area_fraction", "seconds"))
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
-        with atomic_path(self.output_dir / "summary.json") as path:
-            path.write_text(json.dumps({**totals, "files": self.rows}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(self.output_dir / "summary.json", {**totals, "files": self.rows})
 
 
 def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from scripts.data.slides import Slide, open_slide
 from scripts.errors import DataError
-from scripts.files import write_table
+from scripts.files import read_json, write_json, write_table
 from scripts.inference.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
 from scripts.inference.heat_map import write_overview
 from scripts.inference.journal import Journal
@@ -149,8 +149,7 @@ class SlideSegmenter:
             "settings": settings,
         }
         write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
-        text = json.dumps(summary, indent=2, ensure_ascii=False, default=str)
-        (unfinished / "summary.json").write_text(text + "\n", "utf-8")
+        write_json(unfinished / "summary.json", summary, default=str)
         _replace(unfinished, folder)
         return summary
 
@@ -245,8 +244,8 @@ def _warn(path: Path, unread: list[dict], cut: int, tiles: int) -> None:
 def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of a finished run with the same settings."""
     try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        summary = read_json(folder / "summary.json")
+    except DataError:
         return None
     return summary if summary.get("settings") == json.loads(json.dumps(settings, default=str)) else None
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.polygons import Finding, Instances, Outline, rasterise
-from scripts.data.published.geojson import read_json
 from scripts.data.published.layouts import Sample, Skipped, check_part, compile_pattern
 from scripts.data.published.mask_per_nucleus import merge_masks
 from scripts.errors import DataError
+from scripts.files import read_json
 
 __all__ = ["decode_counts", "find", "read_labels"]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,8 +7,9 @@ import numpy as np
 from scripts.data.polygons import Finding, Instances, Outline, rasterise
 from scripts.data.published.layouts import Sample
 from scripts.errors import DataError
+from scripts.files import read_json
 
-__all__ = ["read_json", "read_labels"]
+__all__ = ["read_labels"]
 
 
 def read_labels(sample: Sample, shape: Sequence[int]) -> Instances:
@@ -49,20 +49,6 @@ def read_labels(sample: Sample, shape: Sequence[int]) -> Instances:
             raise DataError(path, f"'{name}' has coordinates that are no points", "Correct the file.") from error
     instances = rasterise(outlines, shape, float(sample.options.get("pixel_centre", 0.5)), path)
     return Instances(instances.label, findings + instances.findings)
-
-
-def read_json(path: str) -> dict | list:
-    """
-    The content of a JSON file.
-
-    Raises:
-        DataError: when it cannot be read.
-    """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"the file cannot be read as JSON ({error})", "Copy or export it again.") from error
 
 
 def _features(content: dict | list, path: str) -> Iterator[dict]:

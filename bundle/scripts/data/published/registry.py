@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.data.published.geojson import read_json
 from scripts.data.published.layouts import check_part
 from scripts.errors import DataError
+from scripts.files import read_json
 
 __all__ = ["choose_dataset", "load_datasets"]
 
