@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from scripts.alignment.verdict import short
+from scripts.markdown import markdown_table
 
 __all__ = ["markdown"]
 
@@ -60,14 +60,14 @@ def _figures(report: dict[str, Any]) -> list[str]:
     regions = ["nuclei: frozen", "nuclei: aligned", "background: frozen", "background: aligned"]
     return [
         "## How well a fresh probe tells the domains apart",
-        _table(["", "chance", "frozen", "aligned", *regions], accuracy),
+        markdown_table(["", "chance", "frozen", "aligned", *regions], accuracy),
         "Balanced accuracy [95 % bootstrap interval over patients or fields], cross-validated by patient or field.",
         "## Distances",
-        _table(["", "A-distance: frozen", "A-distance: aligned", "MMD²: frozen", "MMD²: aligned"], distance),
+        markdown_table(["", "A-distance: frozen", "A-distance: aligned", "MMD²: frozen", "MMD²: aligned"], distance),
         "Proxy A-distance from 0 (alike) to 2 (always told apart), of all domains the mean of the pairs. MMD², "
         "unbiased, with its permutation p-value [the smallest that so few groups can give].",
         "## What needs no texture",
-        _table(["", "chance", *SHORTCUTS.values()], shortcuts),
+        markdown_table(["", "chance", *SHORTCUTS.values()], shortcuts),
         "The same probe on the number, area and share of nuclei, and on mean RGB, of each window.",
     ]
 
@@ -94,7 +94,7 @@ def _domains(domains: dict[str, dict[str, Any]]) -> str:
             except KeyError:  # without a window no statistics, without µm per pixel no mm²
                 row.append("-")
         rows.append(row)
-    return _table(["domain", *columns], rows)
+    return markdown_table(["domain", *columns], rows)
 
 
 def _interval(accuracy: dict[str, float]) -> str:
@@ -105,8 +105,3 @@ def _mmd(found: dict[str, float]) -> str:
     if "mmd2" not in found:
         return "-"
     return f"{found['mmd2']:.3f} (p {found['mmd_p']:.2g} [{found['mmd_smallest_p']:.2g}])"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scripts.experiments.results import Results
+from scripts.markdown import markdown_table
 
 __all__ = ["arrow", "comparison_markdown"]
 
@@ -32,24 +33,24 @@ def comparison_markdown(
     """
     metrics = list(dict.fromkeys(row["metric"] for row in scores))
     parts = [
-        f"# {name}: {len(results.results)} runs on {split}\n",
-        "Mean over images and seeds ± standard deviation over seeds (of the means over images).\n",
+        f"# {name}: {len(results.results)} runs on {split}",
+        "Mean over images and seeds ± standard deviation over seeds (of the means over images).",
     ]
     for shown in sorted(results.images, key=lambda other: other != domain):
-        parts.append(f"## {shown}, {len(results.images[shown])} images\n")
+        parts.append(f"## {shown}, {len(results.images[shown])} images")
         parts.append(_scores_table(results, [row for row in scores if row["domain"] == shown], metrics))
-    parts.append(f"## Differences on {domain}\n")
+    parts.append(f"## Differences on {domain}")
     parts.append(
         f"First variant minus second, with {confidence:.0%} intervals: percentile bootstrap ({resamples} resamples) "
         "over images, of the paired difference of each image's mean over seeds. * marks intervals without 0. They tell "
         "how much the choice of images matters; the spread of seeds is above. Of many pairs some exclude 0 by "
-        "chance.\n"
+        "chance."
     )
     parts.append(_differences_table(results, [row for row in differences if row["domain"] == domain], metrics))
     if left_out:
-        parts.append("## Not compared\n")
-        parts.append("".join(f"- {child}: {' '.join(why.split())}\n" for child, why in left_out.items()))
-    return "\n".join(parts)
+        parts.append("## Not compared")
+        parts.append("\n".join(f"- {child}: {' '.join(why.split())}" for child, why in left_out.items()))
+    return "\n\n".join(parts) + "\n"
 
 
 def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[str]) -> str:
@@ -65,12 +66,12 @@ def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[s
             if cells:
                 seeds = ", ".join(sorted(results.seeds(variant, groups)))
                 lines.append([variant, groups, seeds, *(cells.get(metric, "-") for metric in metrics)])
-    return _table(["variant", "training groups", "seeds", *map(arrow, metrics)], lines)
+    return markdown_table(["variant", "training groups", "seeds", *map(arrow, metrics)], lines)
 
 
 def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[str]) -> str:
     if not rows:
-        return "There is only one variant.\n"
+        return "There is only one variant."
     lines: dict[tuple, dict] = {}
     for row in rows:
         cells = lines.setdefault((row["variant"], row["reference"], row["limit_groups"]), {})
@@ -79,7 +80,7 @@ def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Seque
         if row["low"] is not None:
             mark = "*" if row["low"] > 0 or row["high"] < 0 else ""
             cells[metric] += f" [{_number(metric, row['low'], '+')}, {_number(metric, row['high'], '+')}]{mark}"
-    return _table(
+    return markdown_table(
         ["pair", "training groups", *map(arrow, metrics)],
         [[f"{a} − {b}", groups, *(cells.get(m, "-") for m in metrics)] for (a, b, groups), cells in lines.items()],
     )
@@ -89,8 +90,3 @@ def _number(metric: str, value: float, sign: str = "") -> str:
     """Fractions with three decimals, distances and counts with one."""
     digits = 1 if metric.endswith(("_px", "_um")) or metric.startswith("n_") else 3
     return f"{value:{sign}.{digits}f}"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = "|".join(["---"] * len(header))
-    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines), ""])
