@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
+from sklearn.preprocessing import StandardScaler
 
 __all__ = ["Discrepancy", "group_discrepancy", "rbf_kernel", "squared_mmd"]
 
@@ -87,8 +88,6 @@ def rbf_kernel(vectors: np.ndarray) -> np.ndarray:
 
     The median heuristic of Gretton et al. 2012, section 8.
     """
-    spread = vectors.std(axis=0)
-    standard = (vectors - vectors.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    squared = squareform(pdist(standard, "sqeuclidean"))
+    squared = squareform(pdist(StandardScaler().fit_transform(vectors), "sqeuclidean"))
     median = np.median(squared[np.triu_indices(len(squared), 1)])
     return np.exp(-squared / (2 * (median or 1.0)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from sklearn.preprocessing import StandardScaler
 
 from scripts.alignment.measure import WindowSamples
 
@@ -50,9 +51,7 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Args:
         vectors: (N, R, C), N at least 2.
     """
-    flat = vectors.reshape(len(vectors), -1)
-    spread = flat.std(axis=0)
-    standard = (flat - flat.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    standard = StandardScaler().fit_transform(vectors.reshape(len(vectors), -1))
     u, s, _ = np.linalg.svd(standard, full_matrices=False)
     shares = s**2 / max(float((s**2).sum()), 1e-12)
     return u[:, :2] * s[:2], shares[:2]

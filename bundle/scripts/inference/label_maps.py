@@ -10,9 +10,10 @@ from PIL import Image
 
 from scripts.files import atomic_path
 
-__all__ = ["LABEL_FORMATS", "save_label_map"]
+__all__ = ["LABEL_FORMATS", "PNG_LEVEL", "save_label_map"]
 
 LABEL_FORMATS = ("png", "tif", "nii.gz")
+PNG_LEVEL = 1  # the default level takes thrice as long for 10% less
 
 
 def save_label_map(path: Path, instances: np.ndarray, mpp: float | None = None) -> None:
@@ -33,8 +34,7 @@ def save_label_map(path: Path, instances: np.ndarray, mpp: float | None = None) 
         if path.name.endswith(".png"):
             if wide:
                 raise ValueError(f"{path}: {instances.max()} nuclei do not fit a 16-bit PNG")
-            # the default level takes thrice as long for 10% less
-            Image.fromarray(values).save(partial, compress_level=1)
+            Image.fromarray(values).save(partial, compress_level=PNG_LEVEL)
         elif path.name.endswith(".tif"):
             density = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
             tifffile.imwrite(partial, values, compression="zlib", **density)

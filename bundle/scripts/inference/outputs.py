@@ -22,7 +22,7 @@ from scripts.evaluation.metrics import known_mpp
 from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path, write_json, write_table
 from scripts.inference.geojson import NucleusFormat, write_nuclei
-from scripts.inference.label_maps import LABEL_FORMATS, save_label_map
+from scripts.inference.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
 from scripts.inference.nuclei import describe_nuclei
 
 __all__ = ["PredictionWriter", "TolerantDataset", "output_names"]
@@ -216,8 +216,8 @@ class PredictionWriter:
 
     def _save_picture(self, name: str, kind: str, pixels: np.ndarray) -> None:
         with atomic_path(self._target(name, kind)) as path:
-            # PNG's default level takes thrice as long for 10% less; lines of one pixel need JPEG's full colour
-            Image.fromarray(pixels).save(path, compress_level=1, quality=90, subsampling=0)
+            # lines of one pixel need JPEG's full colour
+            Image.fromarray(pixels).save(path, compress_level=PNG_LEVEL, quality=90, subsampling=0)
 
     def _target(self, name: str, kind: str) -> Path:
         return self.output_dir / f"{name}_{kind}"
