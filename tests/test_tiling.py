@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fakes import TinyEncoder
 from monai.data import MetaTensor
 
 from scripts.inference.tiling import TileInferer
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.hr_decoder import HRDecoder
 
 
 class Recorder(torch.nn.Module):
@@ -39,14 +43,14 @@ def picture(*size: int) -> torch.Tensor:
         ((1, 1), (32, 32)),
     ],
 )
-@pytest.mark.parametrize("tta", [False, True])
-def test_any_size_comes_back_as_it_was(size, tile, tta):
-    network, image = Recorder(), picture(*size)
-    output = TileInferer(roi_size=64, tta=tta)(image, network)
-    assert output.shape == (1, 2, *size)
-    torch.testing.assert_close(output[:, 1], image[:, 0], rtol=1e-4, atol=1e-2)
+@pytest.mark.parametrize("flips", ["none", "images"])
+def test_any_size_comes_back_as_it_was(size, tile, flips):
+    network, image = Recorder(), picture(*size) / 50
+    output = TileInferer(roi_size=64, flips=flips)(image, network)
+    assert output.shape == (1, 2 + (flips != "none"), *size)
+    torch.testing.assert_close(output[:, 1], image[:, 0], rtol=1e-3, atol=1e-3)
     assert network.sizes == {tile}, "tiles are as small as the image allows, and multiples of 32"
-    assert network.lowest >= 50, "the network saw a black border"
+    assert network.lowest >= 1, "the network saw a black border"
 
 
 def test_padding_mirrors_the_image():
@@ -68,11 +72,51 @@ def test_a_local_network_has_no_seams():
     assert (tiled - whole)[seam].abs().mean() < 0.1 * (hard - whole)[seam].abs().mean()
 
 
-def test_tta_averages_the_flips():
-    """With a network that answers by position, four flips cancel what is odd in it."""
-    ramp = torch.linspace(-1, 1, 64).view(1, 1, 1, 64)
-    output = TileInferer(roi_size=64, tta=True)(picture(64, 64), lambda x: x[:, :1] * 0 + ramp)
-    torch.testing.assert_close(output, torch.zeros_like(output), atol=1e-5, rtol=0)
+def test_flips_of_images_are_averaged_and_tell_their_spread():
+    """A network that answers by position: four flips cancel what is odd in it, and differ most at the edges."""
+    ramp = torch.linspace(-4, 4, 64).view(1, 1, 1, 64)
+    output = TileInferer(roi_size=64, flips="images")(picture(64, 64), lambda x: x[:, :1] * 0 + ramp)
+    torch.testing.assert_close(output[:, :1], torch.zeros(1, 1, 64, 64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(output[0, 1, 0], (ramp.sigmoid() - 0.5).abs().flatten(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", ["light", "wide"])
+def test_flips_of_features_run_the_encoder_once_and_leave_the_logits_alone(size):
+    torch.manual_seed(0)
+    encoder = TinyEncoder()
+    network = AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size=size)).eval()
+    calls = []
+    encoder.register_forward_hook(lambda *args: calls.append(1))
+    image = picture(50, 64)
+    with torch.no_grad():
+        plain, flipped = (TileInferer(roi_size=64, flips=flips)(image, network) for flips in ("none", "features"))
+    assert len(calls) == 2
+    torch.testing.assert_close(flipped[:, :2], plain)
+    assert flipped.shape[1] == 3 and 0 < flipped[:, 2].max() <= 0.5
+
+
+def test_flipping_features_is_flipping_the_image_where_the_encoder_does_not_mind():
+    """Averages over squares commute with flips; then both ways of flipping must tell the same spread."""
+
+    class Averages(TinyEncoder):
+        def forward(self, image):
+            means = (F.avg_pool2d(image / 255, stride).repeat(1, 3, 1, 1) for stride in self.strides)
+            return [values[:, :channels] for values, channels in zip(means, self.channels)]
+
+    torch.manual_seed(0)
+    encoder = Averages()
+    network = AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light")).eval()
+    with torch.no_grad():
+        spreads = [TileInferer(64, flips=flips)(picture(64, 64), network)[:, 2] for flips in ("features", "images")]
+    assert spreads[0].max() > 1e-3
+    torch.testing.assert_close(*spreads, atol=1e-5, rtol=1e-3)
+
+
+def test_flips_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="flips must be one of none, features, images, got 'True'"):
+        TileInferer(roi_size=64, flips="True")
+    with pytest.raises(ValueError, match="Recorder has no features to flip"):
+        TileInferer(roi_size=64, flips="features")(picture(64, 64), Recorder())
 
 
 def test_meta_data_and_own_settings_survive():

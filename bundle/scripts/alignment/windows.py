@@ -10,7 +10,7 @@ from monai.transforms import Transform
 from scripts.data.domains import check_domains, load_items
 from scripts.errors import DataError
 
-__all__ = ["IMAGE_STATISTICS", "CutWindows", "image_statistics", "window_items"]
+__all__ = ["IMAGE_STATISTICS", "CutWindows", "image_statistics", "in_turn", "window_items"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def window_items(
                 raise
             logger.warning("left out of the alignment report: %s", error)
             continue
-        chosen = _in_turn(found)[:windows_per_domain]
+        chosen = in_turn(found)[:windows_per_domain]
         each, more = divmod(windows_per_domain, max(len(chosen), 1))
         items += [{**item, "domain": index, "windows": each + (n < more)} for n, item in enumerate(chosen)]
     return items
@@ -63,7 +63,7 @@ def _domain_items(domain: dict, splits: Sequence[str]) -> list[dict]:
     return [{**item, "split": split} for split in splits for item in load_items(alone, split)]
 
 
-def _in_turn(items: Sequence[dict]) -> list[dict]:
+def in_turn(items: Sequence[dict]) -> list[dict]:
     """The first image of every group, then the second of every group, and so on."""
     seen: dict[str, int] = {}
     turns = []

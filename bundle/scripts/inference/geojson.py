@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -27,6 +28,7 @@ MEASURES = (
     ("probability", "Detection probability", "probability", None),
     ("uncertainty", "Uncertainty", "uncertainty", None),
 )
+SPREAD = ("spread", "Flip spread", "flip_spread", None)
 
 
 class NucleusFormat:
@@ -42,6 +44,7 @@ class NucleusFormat:
         scale: pixels of the image file for each pixel of that array.
         offset: (x, y) of the array's corner, in its own pixels.
         class_name: QuPath's class of the detections.
+        flips: whether the nuclei tell their spread over flips.
     """
 
     def __init__(
@@ -51,12 +54,20 @@ class NucleusFormat:
         scale: float = 1.0,
         offset: tuple[float, float] = (0.0, 0.0),
         class_name: str = "Nucleus",
+        flips: bool = False,
     ) -> None:
         self.source = source
         self.mpp = mpp
         self.scale = scale
         self.offset = offset
         self.class_name = class_name
+        self.measures = (*MEASURES, SPREAD) if flips else MEASURES
+
+    def at(self, offset: tuple[float, float]) -> NucleusFormat:
+        """The same for an array that lies elsewhere."""
+        moved = copy.copy(self)
+        moved.offset = offset
+        return moved
 
     def centroid(self, nucleus: Nucleus) -> tuple[float, float]:
         """(x, y) in pixels of the image file."""
@@ -67,7 +78,7 @@ class NucleusFormat:
         """One GeoJSON feature, on one line."""
         ring = ((nucleus.polygon + self.offset) * self.scale).round(2).tolist()
         unit = "px" if self.mpp is None else "µm"
-        names = (f"{name} {unit}{'^2' if power == 2 else ''}" if power else name for _, name, _, power in MEASURES)
+        names = (f"{name} {unit}{'^2' if power == 2 else ''}" if power else name for _, name, _, power in self.measures)
         content = {
             "type": "Feature",
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.source}#{number}")),
@@ -85,7 +96,7 @@ class NucleusFormat:
     def columns(self) -> tuple[str, ...]:
         """Names of what :meth:`row` gives."""
         unit = "px" if self.mpp is None else "um"
-        named = (f"{name}_{unit}{'2' if power == 2 else ''}" if power else name for _, _, name, power in MEASURES)
+        named = (f"{name}_{unit}{'2' if power == 2 else ''}" if power else name for _, _, name, power in self.measures)
         return ("id", "x_px", "y_px", "class", *named)
 
     def row(self, nucleus: Nucleus, number: int) -> tuple:
@@ -94,7 +105,7 @@ class NucleusFormat:
 
     def _values(self, nucleus: Nucleus) -> list[float]:
         length = self.mpp or 1.0
-        return [round(float(getattr(nucleus, name)) * length ** (power or 0), 4) for name, _, _, power in MEASURES]
+        return [round(float(getattr(nucleus, name)) * length ** (power or 0), 4) for name, _, _, power in self.measures]
 
 
 def csv_text(rows: Iterable[tuple]) -> str:

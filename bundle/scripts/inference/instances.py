@@ -4,18 +4,19 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
+from monai.apps.pathology.transforms.post.array import Watershed
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
 from skimage.measure import label as connected_components
 from skimage.morphology import h_maxima
-from skimage.segmentation import watershed
 
 from scripts.evaluation.metrics import known_mpp
 
 __all__ = ["LogitsToInstancesd", "logits_to_instances"]
 
+METHODS = ("watershed", "components")
 SMOOTHING = 2.0  # pixels; standard deviation of the Gaussian that takes the ripples off the distance map
 
 
@@ -24,6 +25,7 @@ def logits_to_instances(
     threshold: float = 0.5,
     marker_depth: float = 0.1,
     min_area: float = 20,
+    method: str = "watershed",
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Turn a network's logits into a mask and its nuclei.
@@ -32,7 +34,7 @@ def logits_to_instances(
     that map: peaks that rise by ``marker_depth`` above the saddle to a higher one. A peak counts relative to its
     surroundings, and not above a fixed value, because a network's distances are lower than the true ones for small
     and for doubtful nuclei. Foreground without a marker stays one nucleus. Holes inside of one nucleus are filled,
-    gaps between nuclei are not. With one channel the nuclei are the connected components.
+    gaps between nuclei are not. With one channel the nuclei are the connected components, as with ``components``.
 
     Args:
         logits: (2, H, W) foreground and distance, or (1, H, W) foreground alone.
@@ -40,19 +42,22 @@ def logits_to_instances(
         marker_depth: in (0, 1], on the distance scale of 0 at a nucleus' border and 1 at its centre. Smaller values
             separate more touching nuclei and split more single ones.
         min_area: smaller nuclei are removed, in pixels.
+        method: ``watershed``, or ``components`` to leave touching nuclei together.
 
     Returns:
         mask (1, H, W) uint8 in {0, 1} and instances (1, H, W) int32 with ids 1..N; the mask is where instances are.
 
     Raises:
-        ValueError: when the logits are not (1, H, W) or (2, H, W).
+        ValueError: when the logits are not (1, H, W) or (2, H, W), or the method is not known.
     """
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}")
     if logits.ndim != 3 or logits.shape[0] not in (1, 2):
         raise ValueError(f"logits must be (1, H, W) or (2, H, W), got {tuple(logits.shape)}")
     probability = torch.as_tensor(logits).detach().float().sigmoid().cpu().numpy()
     foreground = probability[0] > threshold
     instances = connected_components(foreground, connectivity=2)
-    if len(probability) == 2:
+    if len(probability) == 2 and method == "watershed":
         instances = _split(instances, probability[1], marker_depth)
     instances = _without_small(_without_holes(instances), min_area)
     return (instances > 0).astype(np.uint8)[None], instances.astype(np.int32)[None]
@@ -62,7 +67,8 @@ class LogitsToInstancesd(MapTransform):
     """
     Dictionary version of :func:`logits_to_instances`: adds ``mask`` and ``instances`` beside the logits.
 
-    Both take over the logits' meta data.
+    They take over the logits' meta data. Channels behind the network's own, such as the spread over flips, become
+    ``spread``.
 
     Args:
         keys: key of the logits.
@@ -71,6 +77,8 @@ class LogitsToInstancesd(MapTransform):
         min_area: in pixels; see :func:`logits_to_instances`.
         min_area_um2: the same in square micrometres; it goes before ``min_area`` where ``mpp`` is known, from the
             logits' meta data or else from the item.
+        method: see :func:`logits_to_instances`.
+        out_channels: the network's; None for all there are.
     """
 
     def __init__(
@@ -80,18 +88,25 @@ class LogitsToInstancesd(MapTransform):
         marker_depth: float = 0.1,
         min_area: float = 20,
         min_area_um2: float | None = None,
+        method: str = "watershed",
+        out_channels: int | None = None,
     ) -> None:
         super().__init__(keys)
         self.threshold = threshold
         self.marker_depth = marker_depth
         self.min_area = min_area
         self.min_area_um2 = min_area_um2
+        self.method = method
+        self.out_channels = out_channels
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         logits = item[self.first_key(item)]
+        if self.out_channels is not None and len(logits) > self.out_channels:
+            item["spread"] = logits[self.out_channels :]
+            logits = logits[: self.out_channels]
         mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
-        maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(mpp))
+        maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method)
         for key, values in zip(("mask", "instances"), maps):
             item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]
         return item
@@ -116,7 +131,7 @@ def _split(components: np.ndarray, distance: np.ndarray, marker_depth: float) ->
     has_marker[components[markers > 0]] = True
     bare = foreground & ~has_marker[components]
     markers[bare] = components[bare] + markers.max(initial=0)
-    return watershed(-smooth, markers, mask=foreground, connectivity=2)
+    return Watershed(connectivity=2)(-smooth, mask=foreground, markers=markers)
 
 
 def _without_holes(instances: np.ndarray) -> np.ndarray:

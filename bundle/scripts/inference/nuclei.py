@@ -30,7 +30,8 @@ class Nucleus:
         minor: the other axis.
         haematoxylin: mean optical density of the haematoxylin stain, by skimage's colour deconvolution.
         probability: mean foreground probability of its pixels.
-        uncertainty: their mean binary entropy in bits: 0 sure, 1 undecided.
+        uncertainty: mean binary entropy of that probability in bits: 0 sure, 1 undecided.
+        spread: mean standard deviation of it over flips, None without flips.
     """
 
     box: tuple[int, int, int, int]
@@ -46,6 +47,7 @@ class Nucleus:
     haematoxylin: float
     probability: float
     uncertainty: float
+    spread: float | None = None
 
     @property
     def circularity(self) -> float:
@@ -53,7 +55,9 @@ class Nucleus:
         return min(4 * np.pi * self.area / self.perimeter**2, 1.0) if self.perimeter else 1.0
 
 
-def describe_nuclei(instances: np.ndarray, probability: np.ndarray, image: np.ndarray) -> list[Nucleus]:
+def describe_nuclei(
+    instances: np.ndarray, probability: np.ndarray, image: np.ndarray, spread: np.ndarray | None = None
+) -> list[Nucleus]:
     """
     Outline and measure every nucleus of an instance map.
 
@@ -64,6 +68,7 @@ def describe_nuclei(instances: np.ndarray, probability: np.ndarray, image: np.nd
         instances: (H, W) integer ids; 0 is background.
         probability: (H, W) foreground probability.
         image: (3, H, W) RGB in [0, 255].
+        spread: (H, W) standard deviation of the probability over flips, if there were any.
 
     Returns:
         nuclei in the order of their ids.
@@ -82,13 +87,14 @@ def describe_nuclei(instances: np.ndarray, probability: np.ndarray, image: np.nd
     dy, dx = rows - y[ids], columns - x[ids]
     yy, xx, xy = mean(dy * dy), mean(dx * dx), mean(dy * dx)
     # eigenvalues of the second moments, as skimage's regionprops (which needs milliseconds for each nucleus)
-    centre, spread = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + xy**2)
-    large, small = centre + spread, np.maximum(centre - spread, 0)
+    centre, half = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + xy**2)
+    large, small = centre + half, np.maximum(centre - half, 0)
     eccentricity = np.sqrt(1 - np.divide(small, large, out=np.ones_like(large), where=large > 0))
     p = probability[rows, columns].astype(np.float64)
     colours = np.clip(image[:, rows, columns], 0, 255).astype(np.uint8).T[None]
     stain = mean(rgb2hed(colours)[0, :, 0] * HED_TO_OD)
     likely, unsure = mean(p), mean(_entropy(p))
+    spreads = None if spread is None else mean(spread[rows, columns])
 
     nuclei = []
     for index, window in enumerate(boxes, start=1):
@@ -111,6 +117,7 @@ def describe_nuclei(instances: np.ndarray, probability: np.ndarray, image: np.nd
                 haematoxylin=float(stain[index]),
                 probability=float(likely[index]),
                 uncertainty=float(unsure[index]),
+                spread=None if spreads is None else float(spreads[index]),
             )
         )
     return nuclei

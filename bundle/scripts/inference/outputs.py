@@ -107,14 +107,14 @@ class PredictionWriter:
 
     Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` and
     ``mpp`` in the meta data, ``pred`` (C, H, W) logits with the foreground first, and ``mask`` and ``instances``
-    (1, H, W). Writes into ``output_dir``, under names by :func:`output_names`,
+    (1, H, W), and ``spread`` (1, H, W) if there is one. Writes into ``output_dir``, by :func:`output_names`,
 
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
     - ``<name>_overlay.jpg``: outlines on the image, to look at;
     - ``<name>.geojson`` and ``<name>_nuclei.csv``: outlines and measures by ``NucleusFormat``, ids as in the map;
     - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, seconds of network and
-      post-processing.
+      post-processing, and the values of ``domain_score`` where items have one.
 
     Args:
         output_dir: folder of the files; made if missing.
@@ -199,10 +199,12 @@ class PredictionWriter:
             probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
             geojson = self.output_dir / f"{name}.geojson" if "geojson" in self.outputs else None
             table = self._target(name, "nuclei.csv") if "csv" in self.outputs else None
-            nuclei = describe_nuclei(instances, probability, image)
-            write_nuclei(nuclei, NucleusFormat(name, mpp), geojson, table)
+            spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
+            nuclei = describe_nuclei(instances, probability, image, spread)
+            write_nuclei(nuclei, NucleusFormat(name, mpp, flips=spread is not None), geojson, table)
         row = {"file": file, "nuclei": int(instances.max(initial=0)), "area_fraction": round(float(mask.mean()), 6)}
-        self.rows.append({**row, "seconds": round(seconds, 3)})
+        domain = score.values() if (score := item.get("domain_score")) else {}
+        self.rows.append({**row, "seconds": round(seconds, 3), **domain})
 
     def _save_instances(self, name: str, instances: np.ndarray, mpp: float | None) -> None:
         """Save an (H, W) map of nuclei with ids 1..N; what an earlier run left in another format goes."""

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
@@ -14,6 +14,7 @@ import torch
 from scipy.special import expit
 
 from scripts.data.slides import Slide
+from scripts.inference.domain_distance import DomainDistance
 from scripts.inference.nuclei import Nucleus, describe_nuclei
 from scripts.inference.slide_tiles import Tile
 
@@ -29,11 +30,20 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class SlideWindow:
-    """What was read of a tile: pixels (3, side, side) uint8, and ([x, y, w, h] at level 0, problem) of unread areas."""
+    """
+    What was read of a tile, and how far it lies from the training domains.
+
+    Args:
+        tile: where it is.
+        pixels: (3, side, side) uint8.
+        unread: ([x, y, w, h] at level 0, problem) of areas that could not be read.
+        distances: (rows, columns, K) of its parts, see ``DomainDistance.take``; None where that is not known.
+    """
 
     tile: Tile
     pixels: np.ndarray
     unread: list[tuple[list[int], str]]
+    distances: torch.Tensor | None = None
 
 
 class TilePipeline:
@@ -48,6 +58,7 @@ class TilePipeline:
         amp: mixed precision.
         batch_size: windows per forward pass.
         workers: processes for post-processing; 0 is a thread, enough beside a network on the CPU.
+        domain_distance: listens to the network; None leaves distances out.
     """
 
     def __init__(
@@ -59,10 +70,12 @@ class TilePipeline:
         amp: bool = False,
         batch_size: int = 1,
         workers: int = 0,
+        domain_distance: DomainDistance | None = None,
     ) -> None:
         self.network, self.inferer, self.postprocessing = network, inferer, postprocessing
         self.device, self.amp = torch.device(device), amp
         self.batch_size, self.workers = batch_size, workers
+        self.domain_distance = domain_distance
         self.network_seconds = 0.0
 
     def __call__(
@@ -107,8 +120,9 @@ class TilePipeline:
                 logits = self.inferer(pixels.float(), self.network)
             logits = torch.as_tensor(logits).float().cpu().numpy()
             self.network_seconds += time.perf_counter() - start
-            for window, values in zip(batch, logits):
-                kept.append(window)
+            distances = None if self.domain_distance is None else self.domain_distance.take()
+            for index, (window, values) in enumerate(zip(batch, logits)):
+                kept.append(window if distances is None else replace(window, distances=distances[index]))
                 yield window.pixels, values
 
 
@@ -157,4 +171,5 @@ def _describe(
 ) -> list[Nucleus]:
     pixels, logits = window
     item = postprocessing({"pred": torch.from_numpy(logits), "mpp": mpp})
-    return describe_nuclei(np.asarray(item["instances"])[0], expit(logits[0]), pixels)
+    spread = np.asarray(item["spread"])[0] if "spread" in item else None
+    return describe_nuclei(np.asarray(item["instances"])[0], expit(logits[0]), pixels, spread)

@@ -55,6 +55,8 @@ def segment_slides(
     output_dir: str | os.PathLike,
     root: str | os.PathLike | None = None,
     shard: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
     """
     Segment slides one after the other, each into a folder of its own name; one that cannot be used stops no other.
@@ -66,6 +68,8 @@ def segment_slides(
             of a shard.
         root: folder whose sub-folders are kept below ``output_dir``, if slides lie in it.
         shard: ``i/n`` takes every n-th slide from the i-th on, i from 0 to n - 1, for n jobs that share the work.
+        rank: of this process, 0 to ``world_size`` - 1, among those that share the shard.
+        world_size: number of those processes.
 
     Raises:
         DataError: when the shard is none.
@@ -74,7 +78,9 @@ def segment_slides(
     """
     output_dir = Path(output_dir)
     names = output_names(slides, root if root is not None and Path(root).is_dir() else None)
-    slides = _of_shard(slides, shard)
+    index, count = _parse_shard(shard)
+    index, count = index + count * rank, count * world_size
+    slides = slides[index::count]
     errors = []
     for number, slide in enumerate(slides, start=1):
         try:
@@ -88,20 +94,19 @@ def segment_slides(
             logger.error("skipped %s", problem)
         else:
             logger.info("%d/%d %s: %d nuclei", number, len(slides), slide, summary["nuclei"])
-    report = output_dir / ("errors.csv" if shard is None else f"errors_{shard.replace('/', '_of_')}.csv")
+    report = output_dir / ("errors.csv" if count == 1 else f"errors_{index}_of_{count}.csv")
     report.unlink(missing_ok=True)
     if errors:
         write_table(report, errors)
         raise SystemExit(f"{len(errors)} of {len(slides)} slides failed: {errors[0]['problem']}; see {report}")
 
 
-def _of_shard(slides: Sequence[str], shard: str | None) -> Sequence[str]:
-    if shard is None:
-        return slides
+def _parse_shard(shard: str | None) -> tuple[int, int]:
+    """Index and number of the parts; all is part 0 of 1."""
     try:
-        index, count = (int(part) for part in str(shard).split("/"))
+        index, count = (int(part) for part in str(shard or "0/1").split("/"))
     except ValueError:
         index = count = -1
     if not 0 <= index < count:
         raise DataError("shard", f"'{shard}' is not i/n with i from 0 to n - 1", "For two jobs give 0/2 and 1/2")
-    return slides[index::count]
+    return index, count

@@ -5,10 +5,13 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from scripts.data.slides import Slide, open_slide
@@ -20,12 +23,15 @@ from scripts.inference.journal import Journal
 from scripts.inference.nuclei import Nucleus
 from scripts.inference.ownership import Ownership
 from scripts.inference.pipeline import SlideWindow, TilePipeline
+from scripts.inference.slide_lock import only_writer
 from scripts.inference.slide_tiles import Tile, TissueMap, make_tiles, parse_region
 
 __all__ = ["SlideSegmenter"]
 
 logger = logging.getLogger(__name__)
 
+TILE_COLUMNS = ("x", "y", "width", "height", "nuclei", "out_of_domain", "domain_distance", "nearest_domain")
+UNUSUAL = 0.95  # out-of-domain score from which a tile is unusual
 SAME_MPP = 0.02  # a slide whose pixels differ by less from the network's is not resampled
 
 
@@ -38,6 +44,7 @@ class SlideSegmenter:
     folder gets its name, so that it is whole whenever it exists:
 
     - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
+    - ``tiles.csv``: one row for each tile, see :data:`TILE_COLUMNS`;
     - ``overview.jpg``: thumbnail and density of nuclei;
     - ``summary.json``: counts, sizes, settings; ``unread.csv``, if any: areas that could not be read.
 
@@ -53,6 +60,7 @@ class SlideSegmenter:
         size_multiple: the network takes sides that are multiples of this.
         tissue_threshold: see ``TissueMap``; 0 segments glass as well.
         class_name: QuPath's class of the nuclei.
+        flips: whether the pipeline's nuclei tell their spread over flips.
         resume: go on with an unfinished run and leave finished slides alone; else begin anew.
     """
 
@@ -68,6 +76,7 @@ class SlideSegmenter:
         size_multiple: int = 32,
         tissue_threshold: float = 0.06,
         class_name: str = "Nucleus",
+        flips: bool = False,
         resume: bool = True,
     ) -> None:
         for name, value in {"mpp": mpp, "target_mpp": target_mpp}.items():
@@ -76,7 +85,7 @@ class SlideSegmenter:
         self.pipeline = pipeline
         self.mpp, self.region, self.size_multiple, self.resume = mpp, region, size_multiple, resume
         self.target_mpp, self.tile_size, self.margin_um = target_mpp, tile_size, margin_um
-        self.tissue_threshold, self.class_name = tissue_threshold, class_name
+        self.tissue_threshold, self.class_name, self.flips = tissue_threshold, class_name, flips
         # read from here, so that a result can never depend on something its journal does not know
         self.settings = {
             **settings,
@@ -94,9 +103,14 @@ class SlideSegmenter:
             the content of ``summary.json``.
 
         Raises:
-            DataError: when the slide cannot be used: not readable, mpp unknown, region outside.
+            DataError: when the slide cannot be used: not readable, mpp unknown, region outside; when
+                another process is at it.
         """
         path, folder = Path(path), Path(folder)
+        with only_writer(folder):
+            return self._segment_slide(path, folder)
+
+    def _segment_slide(self, path: Path, folder: Path) -> dict[str, Any]:
         slide = open_slide(path)
         mpp = self._mpp(slide)
         region = parse_region(self.region, slide)
@@ -117,17 +131,21 @@ class SlideSegmenter:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         if not self.resume:
             shutil.rmtree(unfinished, ignore_errors=True)
-        form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name)
-        heads = {"nuclei.geojson": GEOJSON_START, "nuclei.csv": csv_text([form.columns])}
+        form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, flips=self.flips)
+        heads = {
+            "nuclei.geojson": GEOJSON_START,
+            "nuclei.csv": csv_text([form.columns]),
+            "tiles.csv": csv_text([TILE_COLUMNS]),
+        }
         journal = Journal(unfinished, heads, settings)
         start = time.perf_counter()
         try:
-            totals = self._segment(slide, tiles, region, form, Ownership(tiles, margin), journal)
+            totals = self._segment(slide, tiles, region, tissue, form, Ownership(tiles, margin), journal)
             journal.finish({"nuclei.geojson": GEOJSON_END})
         finally:
             journal.close()
         seconds = time.perf_counter() - start
-        unread = totals.pop("unread")
+        unread, domains = totals.pop("unread"), totals.pop("domains")
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
             shutil.rmtree(unfinished)
             raise DataError(path, f"no tile of it can be read ({unread[0]['problem']})", "Copy it again")
@@ -144,6 +162,7 @@ class SlideSegmenter:
             "tiles": len(tiles),
             "tiles_without_tissue": len(grid) - len(tiles),
             "tiles_with_unread_areas": len(unread),
+            **_domain_summary(domains),
             "seconds": round(seconds, 2),
             "network_share": round(self.pipeline.network_seconds / seconds, 3),
             "settings": settings,
@@ -158,12 +177,13 @@ class SlideSegmenter:
         slide: Slide,
         tiles: list[Tile],
         region: tuple[int, int, int, int],
+        tissue: TissueMap,
         form: NucleusFormat,
         owners: Ownership,
         journal: Journal,
     ) -> dict[str, Any]:
         """Segment the tiles that the journal lacks; totals over all of them."""
-        totals: dict[str, Any] = {"nuclei": 0, "cut": 0, "tiles_of_earlier_runs": 0, "unread": []}
+        totals: dict[str, Any] = {"nuclei": 0, "cut": 0, "tiles_of_earlier_runs": 0, "unread": [], "domains": []}
         for tile, record in zip(tiles, journal.records()):
             owners.recall(tile, record["border"])
             _add_up(totals, record)
@@ -173,23 +193,36 @@ class SlideSegmenter:
         with tqdm(total=len(tiles), initial=done, desc=slide.path.name, unit="tile", smoothing=0.05) as bar:
             for window, nuclei in found:
                 tile = window.tile
-                local = NucleusFormat(form.source, form.mpp, form.scale, tile.window[:2], form.class_name)
+                local = form.at(tile.window[:2])
                 mine = owners.choose(tile, [n for n in nuclei if _within(local.centroid(n), region)])
                 record = {
                     "nuclei": len(mine),
                     "cut": sum(_is_cut(nucleus, tile, slide, form.scale) for nucleus in mine),
                     "unread": _bounds(window),
                     "border": owners.record(tile),
+                    "domain": self._domain(window, tissue, form.scale),
                 }
                 numbered = list(enumerate(mine, start=totals["nuclei"] + 1))
                 features = ",\n".join(local.feature(nucleus, number) for number, nucleus in numbered)
                 separator = ",\n" if totals["nuclei"] and mine else ""
                 rows = csv_text(local.row(nucleus, number) for number, nucleus in numbered)
-                journal.write({"nuclei.geojson": separator + features, "nuclei.csv": rows}, record)
+                texts = {"nuclei.geojson": separator + features, "nuclei.csv": rows}
+                journal.write({**texts, "tiles.csv": csv_text([_tile_row(tile, form.scale, record)])}, record)
                 _add_up(totals, record)
                 bar.set_postfix(nuclei=totals["nuclei"], refresh=False)
                 bar.update()
         return totals
+
+    def _domain(self, window: SlideWindow, tissue: TissueMap, scale: float) -> dict[str, Any] | None:
+        """How far the tile's tissue lies from the training domains; None where that is not known."""
+        if window.distances is None:
+            return None
+        left, top, side = window.tile.window
+        rows, columns = window.distances.shape[:2]
+        y, x = (np.linspace(start, start + side, parts + 1) * scale for start, parts in ((top, rows), (left, columns)))
+        shares = [[tissue.share(x[c], y[r], x[c + 1], y[r + 1]) for c in range(columns)] for r in range(rows)]
+        score = self.pipeline.domain_distance.score(window.distances, torch.tensor(shares))
+        return None if score is None else score.values()
 
     def _mpp(self, slide: Slide) -> float:
         if self.mpp is None and slide.mpp is None:
@@ -204,8 +237,30 @@ class SlideSegmenter:
 def _add_up(totals: dict[str, Any], record: Mapping[str, Any]) -> None:
     totals["nuclei"] += record["nuclei"]
     totals["cut"] += record["cut"]
+    if record["domain"]:
+        totals["domains"].append(record["domain"])
     if record["unread"]:
         totals["unread"].append(record["unread"])
+
+
+def _tile_row(tile: Tile, scale: float, record: Mapping[str, Any]) -> tuple:
+    """The tile's core in level-0 pixels, and what was found."""
+    left, top, right, bottom = (round(side * scale) for side in tile.core)
+    domain = record["domain"] or {}
+    found = (domain.get(name, "") for name in TILE_COLUMNS[5:])
+    return (left, top, right - left, bottom - top, record["nuclei"], *found)
+
+
+def _domain_summary(domains: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median score over tiles, the share of unusual ones, and the domain that most are nearest to."""
+    if not domains:
+        return {}
+    scores = np.array([domain["out_of_domain"] for domain in domains])
+    return {
+        "out_of_domain": round(float(np.median(scores)), 4),
+        "unusual_tiles": round(float((scores > UNUSUAL).mean()), 4),
+        "nearest_domain": Counter(domain["nearest_domain"] for domain in domains).most_common(1)[0][0],
+    }
 
 
 def _within(point: tuple[float, float], box: tuple[int, int, int, int]) -> bool:

@@ -127,6 +127,15 @@ class TissueMap:
 
     def touches(self, left: float, top: float, right: float, bottom: float) -> bool:
         """Whether a box of level 0 holds tissue or lies close to it."""
+        return bool(self._near[self._place(left, top, right, bottom)].any())
+
+    def share(self, left: float, top: float, right: float, bottom: float) -> float:
+        """Share of a box of level 0, as far as it lies in the region, that is tissue, in [0, 1]."""
+        inside = self.mask[self._place(left, top, right, bottom)]
+        return float(inside.mean()) if inside.size else 0.0
+
+    def _place(self, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice]:
+        """Rows and columns of the masks that a box of level 0 touches."""
         x0, y0 = (int(value / self.scale) - start for value, start in ((left, self.left), (top, self.top)))
         x1, y1 = math.ceil(right / self.scale) - self.left, math.ceil(bottom / self.scale) - self.top
-        return bool(self._near[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)].any())
+        return slice(max(y0, 0), max(y1, y0 + 1, 0)), slice(max(x0, 0), max(x1, x0 + 1, 0))

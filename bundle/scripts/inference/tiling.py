@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 
+from scripts.inference.flips import FLIPS, flip_network
+
 __all__ = ["TileInferer"]
 
 
@@ -24,11 +26,11 @@ class TileInferer(SlidingWindowInferer):
         mode: how overlapping tiles are blended, ``gaussian`` or ``constant``.
         size_multiple: the network takes sides that are multiples of this.
         sw_batch_size: tiles per forward pass.
-        tta: average the logits of each tile and its three flips: four times the work.
+        flips: see :func:`scripts.inference.flips.flip_network`; other than ``none`` adds a channel to the output.
         kwargs: further arguments of MONAI's ``SlidingWindowInferer``, such as ``device`` or ``progress``.
 
     Raises:
-        ValueError: when ``roi_size`` is not a multiple of ``size_multiple``.
+        ValueError: when ``roi_size`` is not a multiple of ``size_multiple``, or ``flips`` is not known.
     """
 
     def __init__(
@@ -38,16 +40,18 @@ class TileInferer(SlidingWindowInferer):
         mode: str = "gaussian",
         size_multiple: int = 32,
         sw_batch_size: int = 4,
-        tta: bool = False,
+        flips: str = "none",
         **kwargs: Any,
     ) -> None:
         if roi_size <= 0 or roi_size % size_multiple:
             raise ValueError(
                 f"roi_size must be a positive multiple of size_multiple, got {roi_size} and {size_multiple}"
             )
+        if flips not in FLIPS:
+            raise ValueError(f"flips must be one of {', '.join(FLIPS)}, got {flips!r}")
         super().__init__((roi_size, roi_size), sw_batch_size, overlap, mode, **kwargs)
         self.size_multiple = size_multiple
-        self.tta = tta
+        self.flips = flips
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -73,16 +77,6 @@ class TileInferer(SlidingWindowInferer):
                 # torch mirrors only by less than the image's size; numpy goes back and forth as often as needed
                 mirrored = np.pad(np.arange(size), (missing // 2, missing - missing // 2), mode="reflect")
                 inputs = inputs.index_select(dim, torch.as_tensor(mirrored, device=inputs.device))
-        forward = _flip_average(network) if self.tta else network
+        forward = flip_network(network, self.flips)
         outputs = SlidingWindowInferer.__call__(windows, inputs, forward, *args, **kwargs)
         return outputs[:, :, starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]
-
-
-def _flip_average(network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The mean of the network's outputs on the four flips of a (B, C, h, w) input, each flipped back."""
-
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        flips = ((), (-1,), (-2,), (-2, -1))
-        return sum(network(x.flip(dims), *args, **kwargs).flip(dims) for dims in flips) / len(flips)
-
-    return forward

@@ -11,7 +11,7 @@ from torch import nn
 from scripts.errors import DataError
 from scripts.files import atomic_path
 
-__all__ = ["load_model", "read_model_file", "save_model"]
+__all__ = ["add_to_model_file", "load_model", "read_model_file", "save_model"]
 
 _FROZEN = "image_encoder."
 
@@ -21,7 +21,8 @@ def save_model(path: str | os.PathLike, network: nn.Module, provenance: Mapping[
     Write a whole model: frozen encoder (half precision, which it is exact in) and trained decoder (as trained).
 
     The file holds ``model`` (a state dict, as MONAI's tools expect), ``backbone`` (the encoder's type) and
-    ``provenance``; tensors and plain values only, so it loads with ``weights_only=True``.
+    ``provenance``, later also ``domain_reference`` (see ``domain_reference.DomainReference``); tensors and plain values
+    only, so it loads with ``weights_only=True``.
 
     Args:
         path: file to write, replaced at once and whole.
@@ -33,6 +34,13 @@ def save_model(path: str | os.PathLike, network: nn.Module, provenance: Mapping[
         for name, tensor in network.state_dict().items()
     }
     content = {"model": state, "backbone": network.image_encoder.backbone_type, "provenance": dict(provenance)}
+    with atomic_path(path) as partial:
+        torch.save(content, partial)
+
+
+def add_to_model_file(path: str | os.PathLike, **extras: Any) -> None:
+    """Add entries (tensors and plain values) to a model file, or replace them; everything else stays as it is."""
+    content = {**read_model_file(path), **extras}
     with atomic_path(path) as partial:
         torch.save(content, partial)
 
