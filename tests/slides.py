@@ -113,9 +113,12 @@ class Moody(torch.nn.Module):
         return (140 + 25 * mood - moved.mean(1, keepdim=True)) / 10
 
 
-def segment_slide(bundle_root: Path, slide: Path, output_dir: Path, network: str = "Darkness", **overrides) -> Path:
+def segment_slide(
+    bundle_root: Path, slide: Path, output_dir: Path, network: str | dict = "Darkness", **overrides
+) -> Path:
     """Run the real config with another network; the folder of a single slide's results."""
-    options = {"tile_size": 512, "network": {"_target_": f"slides.{network}"}, "device": "$torch.device('cpu')"}
+    network = {"_target_": f"slides.{network}"} if isinstance(network, str) else network
+    options = {"tile_size": 512, "network": network, "device": "$torch.device('cpu')"}
     options |= {"slide": str(slide), "output_dir": str(output_dir), "ckpt_path": "none", **overrides}
     open_verb(bundle_root, "wsi", "inference", **options).run()
     return output_dir / Path(slide).stem

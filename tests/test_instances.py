@@ -57,6 +57,16 @@ def test_touching_nuclei_are_separated():
     np.testing.assert_array_equal(mask[0], label > 0)
 
 
+def test_components_are_what_is_left_without_the_watershed():
+    label = discs((50, 35, 16), (50, 63, 16), (20, 80, 9))
+    logits = ideal_logits(label)
+    transform = LogitsToInstancesd(method="components")
+    mask, instances = (transform({"pred": torch.as_tensor(logits)})[key] for key in ("mask", "instances"))
+    assert instances.max() == 2 and torch.equal(mask > 0, torch.as_tensor(label > 0)[None])
+    with pytest.raises(ValueError, match="method must be watershed or components, got 'blobs'"):
+        logits_to_instances(logits, method="blobs")
+
+
 @pytest.mark.parametrize("scale", [0.35, 0.6, 1.0])
 def test_a_network_that_underrates_distances_still_separates(scale):
     """Real networks do so for small nuclei; a fixed marker threshold of 0.5 would find no marker there."""
@@ -134,6 +144,13 @@ def test_transform_gives_the_promised_types_and_keeps_meta_data():
     assert item["mask"].dtype == torch.uint8 and item["instances"].dtype == torch.int32
     assert item["mask"].shape == item["instances"].shape == (1, 100, 100)
     assert item["instances"].meta["filename_or_obj"] == "a.png"
+
+
+def test_channels_behind_the_networks_own_are_the_spread():
+    logits = torch.as_tensor(ideal_logits(discs((30, 30, 10)), channels=1))
+    item = LogitsToInstancesd(out_channels=1)({"pred": torch.cat([logits, torch.full_like(logits, 0.25)])})
+    assert item["instances"].max() == 1 and (item["spread"] == 0.25).all() and item["spread"].shape == logits.shape
+    assert "spread" not in LogitsToInstancesd(out_channels=1)({"pred": logits})
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 2, 8, 8)])

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial import cKDTree
 from slides import Drawing, make_drawing, save_slide, segment_slide
@@ -273,6 +275,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(bundle_root, slide, resul
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 12):
         assert process.poll() is None and time.monotonic() < end, "it ended before it could be killed"
         time.sleep(0.05)
+    with pytest.raises(SystemExit, match=f"process {process.pid} on .* is writing there. Wait until it has ended"):
+        segment_slide(bundle_root, slide, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -281,8 +285,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(bundle_root, slide, resul
         other.write(b',\n{"type": "Fea')
     folder = segment_slide(bundle_root, slide, tmp_path)
     assert json.loads((folder / "summary.json").read_text())["tiles_of_earlier_runs"] >= 12
-    for name in ("nuclei.geojson", "nuclei.csv"):
+    for name in ("nuclei.geojson", "nuclei.csv", "tiles.csv"):
         assert (folder / name).read_bytes() == (result / name).read_bytes()
+    assert not list(tmp_path.glob(".*")), "neither lock nor unfinished files stay"
 
 
 def test_shards_never_give_two_slides_one_name(tmp_path):
@@ -290,6 +295,42 @@ def test_shards_never_give_two_slides_one_name(tmp_path):
     for shard in ("0/3", "1/3", "2/3"):
         segment_slides(slides, lambda slide, folder: out.append(folder) or {"nuclei": 0}, tmp_path, shard=shard)
     assert [folder.relative_to(tmp_path).as_posix() for folder in out] == ["x/a", "y/a_svs", "y/a_tif"]
+
+
+@given(count=st.integers(1, 20), shards=st.integers(1, 4), processes=st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_processes_of_all_shards_take_every_slide_once(tmp_path_factory, count, shards, processes):
+    out = []
+    slides = [f"/slides/{number}.svs" for number in range(count)]
+    for shard in range(shards):
+        for rank in range(processes):
+            segment_slides(
+                slides,
+                lambda slide, folder: out.append(slide) or {"nuclei": 0},
+                tmp_path_factory.getbasetemp(),
+                shard=f"{shard}/{shards}",
+                rank=rank,
+                world_size=processes,
+            )
+    assert sorted(out) == sorted(slides)
+
+
+@pytest.mark.slow
+def test_torchrun_shares_slides_among_its_processes(bundle_root, small_drawing, tmp_path):
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    folder.mkdir()
+    for name in "abc":
+        save_slide(folder / f"{name}.tif", small_drawing, MPP)
+    (folder / "d.svs").write_bytes(b"nothing")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command += ["monai.bundle", "run", "segmenting_slide", "--config_file", "configs/wsi.json", "--tile_size", "512"]
+    command += ["--network", "{'_target_': 'slides.Darkness'}", "--slide", str(folder), "--output_dir", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=bundle_root, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0, "one of the slides is none"
+    assert [row["slide"] for row in read_table(out / "errors_1_of_2.csv")] == [str(folder / "d.svs")]
+    for name in "abc":
+        assert_found(out / name, small_drawing.nuclei)
 
 
 def test_shards_share_a_list_and_finished_slides_are_left_alone(bundle_root, small_drawing, tmp_path):

@@ -13,6 +13,7 @@ from ignite.engine import Events
 
 from scripts.data.synthetic import ensure_dataset
 from scripts.errors import DataError, root_cause
+from scripts.networks.domain_reference import DomainReference
 from scripts.networks.model_file import read_model_file
 
 # the real configs at their smallest: the tiny preset of the real encoder classes, a narrow decoder, few small crops
@@ -94,6 +95,12 @@ def test_frozen_means_bit_identical_after_training(trained, encoder):
     for name, value in before.items():
         assert torch.equal(live[name], value), name
         assert torch.equal(saved[f"image_encoder.backbone.{name}"].to(value.dtype), value), f"{name} in model.pt"
+
+
+def test_the_model_knows_its_training_domains_at_the_end(trained):
+    reference = DomainReference.of_model(read_model_file(trained[1] / "model.pt"))
+    assert reference.names == ["synthetic_pink", "synthetic_blurred", "synthetic_dark"]
+    assert all(len(distances) == 10 and distances.min() > 0 for distances in reference.held_out), "ten images each"
 
 
 def test_everything_that_is_not_frozen_was_trained(trained, open_training, tmp_path):

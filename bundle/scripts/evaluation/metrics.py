@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 
-__all__ = ["hausdorff_distance", "image_metrics", "instance_scores", "known_mpp", "mask_scores"]
+__all__ = ["best_iou", "hausdorff_distance", "image_metrics", "instance_scores", "known_mpp", "mask_scores"]
 
 
 def image_metrics(
@@ -154,6 +154,18 @@ def instance_scores(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
     dq = 2 * len(matches) / (n_true + n_pred)
     sq = matches.mean() if len(matches) else 0.0
     return {"aji": float(aji), "pq": float(dq * sq), "dq": dq, "sq": float(sq), "f1_50": dq} | counts
+
+
+def best_iou(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """(N,) highest IoU that each predicted nucleus 1..N has with a true one, from (H, W) instance maps."""
+    n_pred_ids = int(pred.max(initial=0)) + 1
+    pred_area, true_area = np.bincount(pred.ravel(), minlength=1), np.bincount(true.ravel(), minlength=1)
+    both = (pred > 0) & (true > 0)
+    pairs, overlap = np.unique(true[both].astype(np.int64) * n_pred_ids + pred[both], return_counts=True)
+    t, p = pairs // n_pred_ids, pairs % n_pred_ids
+    best = np.zeros(n_pred_ids)
+    np.maximum.at(best, p, overlap / (true_area[t] + pred_area[p] - overlap))
+    return best[1:]
 
 
 def _plane(values: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from scripts.files import atomic_path, write_json, write_table
 
 __all__ = ["EvaluationReport", "summarise"]
 
-IDENTITY = ("file", "domain", "mpp")
+IDENTITY = ("file", "domain", "mpp", "nearest_domain")
 TALLIES = ("undefined", "n_true", "n_pred")
 # what a column means is told by how its name ends
 UNITS = {
@@ -23,6 +23,7 @@ UNITS = {
     "_um": "micrometres",
     "n_true, n_pred": "nuclei, summed over images",
     "undefined": "images where exactly one mask is empty; their distances are the image diagonal",
+    "domain_distance": "medians of the nearest domain's held-out training windows",
     "all others": "fraction from 0 to 1",
     "std": "sample standard deviation over images",
 }
@@ -34,8 +35,9 @@ class EvaluationReport:
     MONAI/ignite handler that measures every image of an evaluator and writes what was found.
 
     Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255], ``label`` (1, H, W) instance
-    map, ``mask`` and ``instances`` (1, H, W), ``domain_name`` (str), ``mpp`` (float; None or NaN if unknown), and the
-    file name from the image's meta data. At the end of the run it writes into ``output_dir``
+    map, ``mask`` and ``instances`` (1, H, W), ``domain_name`` (str), ``mpp`` (float; None or NaN if unknown), the file
+    name from the image's meta data, and if there, ``calibration`` and ``domain_score``. At the end of the run it writes
+    into ``output_dir``
 
     - ``metrics.csv``: one row per image;
     - ``metrics.json``: ``units``, ``domains`` and ``overall`` as given by :func:`summarise`, and ``provenance``;
@@ -85,14 +87,16 @@ class EvaluationReport:
                 true=np.asarray(item["label"].cpu()),
             )
             name = str(item["image"].meta["filename_or_obj"])
-            self.rows.append({"file": name, "domain": item["domain_name"], "mpp": mpp, **scores})
+            domain = score.values() if (score := item.get("domain_score")) else {}
+            extra = {**item.get("calibration", {}), **domain}
+            self.rows.append({"file": name, "domain": item["domain_name"], "mpp": mpp, **scores, **extra})
 
     def _finish(self, engine: Engine) -> None:
         names = list(dict.fromkeys(row["domain"] for row in self.rows))
         summaries = {name: summarise([row for row in self.rows if row["domain"] == name]) for name in names}
         overall = summarise(self.rows)
         # images of unknown mpp have no micrometres: the columns are those that any image has
-        write_table(self.output_dir / "metrics.csv", self.rows, IDENTITY)
+        write_table(self.output_dir / "metrics.csv", self.rows, ("file", "domain", "mpp"))
         units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
         content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
         write_json(self.output_dir / "metrics.json", content)

@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.color import rgb2hed
 from skimage.measure import find_contours, perimeter
 
-__all__ = ["Nucleus", "describe_nuclei"]
+__all__ = ["Nucleus", "describe_nuclei", "nucleus_means"]
 
 HED_TO_OD = 6.0  # rgb2hed counts in units of log10(1e6): times this it is optical density
 
@@ -90,11 +90,9 @@ def describe_nuclei(
     centre, half = (yy + xx) / 2, np.sqrt(((yy - xx) / 2) ** 2 + xy**2)
     large, small = centre + half, np.maximum(centre - half, 0)
     eccentricity = np.sqrt(1 - np.divide(small, large, out=np.ones_like(large), where=large > 0))
-    p = probability[rows, columns].astype(np.float64)
     colours = np.clip(image[:, rows, columns], 0, 255).astype(np.uint8).T[None]
     stain = mean(rgb2hed(colours)[0, :, 0] * HED_TO_OD)
-    likely, unsure = mean(p), mean(_entropy(p))
-    spreads = None if spread is None else mean(spread[rows, columns])
+    means = nucleus_means(instances, probability, spread)
 
     nuclei = []
     for index, window in enumerate(boxes, start=1):
@@ -115,12 +113,30 @@ def describe_nuclei(
                 major=float(4 * np.sqrt(large[index])),
                 minor=float(4 * np.sqrt(small[index])),
                 haematoxylin=float(stain[index]),
-                probability=float(likely[index]),
-                uncertainty=float(unsure[index]),
-                spread=None if spreads is None else float(spreads[index]),
+                probability=float(means["probability"][index - 1]),
+                uncertainty=float(means["uncertainty"][index - 1]),
+                spread=None if spread is None else float(means["flip_spread"][index - 1]),
             )
         )
     return nuclei
+
+
+def nucleus_means(
+    instances: np.ndarray, probability: np.ndarray, spread: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """
+    What the network claims about each nucleus; arguments as of :func:`describe_nuclei`.
+
+    Returns:
+        (N,) for ids 1..N: ``probability``, ``uncertainty`` (entropy in bits) and, with ``spread``, ``flip_spread``.
+    """
+    nucleus = instances > 0
+    ids, p = instances[nucleus], probability[nucleus].astype(np.float64)
+    values = {"probability": p, "uncertainty": _entropy(p)}
+    if spread is not None:
+        values["flip_spread"] = spread[nucleus]
+    area = np.maximum(np.bincount(ids, minlength=1)[1:], 1)
+    return {name: np.bincount(ids, column, minlength=1)[1:] / area for name, column in values.items()}
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:

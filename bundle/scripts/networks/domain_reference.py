@@ -139,7 +139,7 @@ class DomainReference:
             [torch.searchsorted(held, d.contiguous()) / len(held) for d, held in zip(distances.T, self.held_out)]
         )
         nearest = int((relative @ weights).argmin())
-        found = float(nearer[nearest] @ weights), float(relative[nearest] @ weights)
+        found = min(float(nearer[nearest] @ weights), 1.0), float(relative[nearest] @ weights)  # of rounding
         return DomainScore(*found, self.names[nearest])
 
     def as_dict(self) -> dict[str, Any]:
