@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from scripts.evaluation.metrics import best_iou
-from scripts.files import atomic_path, write_table
+from scripts.files import atomic_path, write_json, write_table
 from scripts.inference.nuclei import nucleus_means
 
 __all__ = ["BINS", "CalibrationReport", "PixelBins"]
@@ -134,8 +133,7 @@ class CalibrationReport:
             engine.state.metrics.update({f"{domain}_ece": bins.ece, f"{domain}_brier": bins.brier})
         write_table(self.output_dir / "calibration.csv", rows, ("domain", "of"))
         write_table(self.output_dir / "nuclei.csv", self._nuclei, ("file", "domain", "id"))
-        with atomic_path(self.output_dir / "calibration.json") as path:
-            path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(self.output_dir / "calibration.json", summary)
         with atomic_path(self.output_dir / "calibration.png") as path:
             _draw(rows, self._images, list(self._pixels)).savefig(path, dpi=110)
 

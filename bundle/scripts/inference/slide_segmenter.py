@@ -5,13 +5,10 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from scripts.data.slides import Slide, open_slide
@@ -25,13 +22,12 @@ from scripts.inference.ownership import Ownership
 from scripts.inference.pipeline import SlideWindow, TilePipeline
 from scripts.inference.slide_lock import only_writer
 from scripts.inference.slide_tiles import Tile, TissueMap, make_tiles, parse_region
+from scripts.inference.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
 
 __all__ = ["SlideSegmenter"]
 
 logger = logging.getLogger(__name__)
 
-TILE_COLUMNS = ("x", "y", "width", "height", "nuclei", "out_of_domain", "domain_distance", "nearest_domain")
-UNUSUAL = 0.95  # out-of-domain score from which a tile is unusual
 SAME_MPP = 0.02  # a slide whose pixels differ by less from the network's is not resampled
 
 
@@ -44,7 +40,7 @@ class SlideSegmenter:
     folder gets its name, so that it is whole whenever it exists:
 
     - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
-    - ``tiles.csv``: one row for each tile, see :data:`TILE_COLUMNS`;
+    - ``tiles.csv``: one row for each tile, see ``tile_table``;
     - ``overview.jpg``: thumbnail and density of nuclei;
     - ``summary.json``: counts, sizes, settings; ``unread.csv``, if any: areas that could not be read.
 
@@ -162,7 +158,7 @@ class SlideSegmenter:
             "tiles": len(tiles),
             "tiles_without_tissue": len(grid) - len(tiles),
             "tiles_with_unread_areas": len(unread),
-            **_domain_summary(domains),
+            **domain_summary(domains),
             "seconds": round(seconds, 2),
             "network_share": round(self.pipeline.network_seconds / seconds, 3),
             "settings": settings,
@@ -200,29 +196,19 @@ class SlideSegmenter:
                     "cut": sum(_is_cut(nucleus, tile, slide, form.scale) for nucleus in mine),
                     "unread": _bounds(window),
                     "border": owners.record(tile),
-                    "domain": self._domain(window, tissue, form.scale),
+                    "domain": tile_domain(window, tissue, form.scale, self.pipeline.domain_distance),
                 }
                 numbered = list(enumerate(mine, start=totals["nuclei"] + 1))
                 features = ",\n".join(local.feature(nucleus, number) for number, nucleus in numbered)
                 separator = ",\n" if totals["nuclei"] and mine else ""
                 rows = csv_text(local.row(nucleus, number) for number, nucleus in numbered)
+                row = tile_row(tile, form.scale, record["nuclei"], record["domain"])
                 texts = {"nuclei.geojson": separator + features, "nuclei.csv": rows}
-                journal.write({**texts, "tiles.csv": csv_text([_tile_row(tile, form.scale, record)])}, record)
+                journal.write({**texts, "tiles.csv": csv_text([row])}, record)
                 _add_up(totals, record)
                 bar.set_postfix(nuclei=totals["nuclei"], refresh=False)
                 bar.update()
         return totals
-
-    def _domain(self, window: SlideWindow, tissue: TissueMap, scale: float) -> dict[str, Any] | None:
-        """How far the tile's tissue lies from the training domains; None where that is not known."""
-        if window.distances is None:
-            return None
-        left, top, side = window.tile.window
-        rows, columns = window.distances.shape[:2]
-        y, x = (np.linspace(start, start + side, parts + 1) * scale for start, parts in ((top, rows), (left, columns)))
-        shares = [[tissue.share(x[c], y[r], x[c + 1], y[r + 1]) for c in range(columns)] for r in range(rows)]
-        score = self.pipeline.domain_distance.score(window.distances, torch.tensor(shares))
-        return None if score is None else score.values()
 
     def _mpp(self, slide: Slide) -> float:
         if self.mpp is None and slide.mpp is None:
@@ -241,26 +227,6 @@ def _add_up(totals: dict[str, Any], record: Mapping[str, Any]) -> None:
         totals["domains"].append(record["domain"])
     if record["unread"]:
         totals["unread"].append(record["unread"])
-
-
-def _tile_row(tile: Tile, scale: float, record: Mapping[str, Any]) -> tuple:
-    """The tile's core in level-0 pixels, and what was found."""
-    left, top, right, bottom = (round(side * scale) for side in tile.core)
-    domain = record["domain"] or {}
-    found = (domain.get(name, "") for name in TILE_COLUMNS[5:])
-    return (left, top, right - left, bottom - top, record["nuclei"], *found)
-
-
-def _domain_summary(domains: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median score over tiles, the share of unusual ones, and the domain that most are nearest to."""
-    if not domains:
-        return {}
-    scores = np.array([domain["out_of_domain"] for domain in domains])
-    return {
-        "out_of_domain": round(float(np.median(scores)), 4),
-        "unusual_tiles": round(float((scores > UNUSUAL).mean()), 4),
-        "nearest_domain": Counter(domain["nearest_domain"] for domain in domains).most_common(1)[0][0],
-    }
 
 
 def _within(point: tuple[float, float], box: tuple[int, int, int, int]) -> bool:
