@@ -22,6 +22,7 @@ from scripts.networks.ama_sam import AMASAM
 from scripts.networks.domain_reference import DomainReference, window_features
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.model_file import add_to_model_file, load_model, read_model_file, save_model
+from scripts.networks.sam_encoders import build_encoder
 from scripts.training.domain_statistics import few_of_each_domain
 
 CENTRES = np.array([[0.0] * 6, [8.0] * 6])
@@ -112,6 +113,21 @@ def test_a_model_file_keeps_its_weights_and_tells_what_it_lacks(tmp_path, refere
         listening = DomainDistance(network, path)
         network(torch.rand(2, 3, 512, 256))
         assert listening.take().shape == (2, 2, 1, 2) and listening.take() is None
+
+
+def test_the_verb_adds_statistics_to_a_model_that_lacks_them(bundle_root, tmp_path):
+    torch.manual_seed(0)
+    encoder = build_encoder("vit_test")
+    path = tmp_path / "model.pt"
+    save_model(path, AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light")), {})
+    before = read_model_file(path)
+    options = {"backbone": "vit_test", "decoder_size": "light", "domain_images": 4, "tile_size": 256}
+    options |= {"dataset_dir": str(tmp_path / "synthetic"), "ckpt_path": str(path), "auxiliary": "synthetic_dark"}
+    open_verb(bundle_root, "align", None, run_id="describing_domains", **options).run()
+    after = read_model_file(path)
+    reference = DomainReference.of_model(after)
+    assert reference.names == ["synthetic_pink", "synthetic_dark"] and [len(d) for d in reference.held_out] == [4, 4]
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
 
 
 # --- with the shipped weights
