@@ -79,11 +79,7 @@ def mask_scores(pred: np.ndarray, true: np.ndarray, tolerance_px: float = 2.0) -
         return {"dice": agreement, "iou": agreement, "surface_dice": agreement} | scores
     with _without_monai_deprecation():
         surface = compute_surface_dice(p, t, [float(tolerance_px)], include_background=True)
-    return {
-        "dice": compute_dice(p, t).item(),
-        "iou": compute_iou(p, t).item(),
-        "surface_dice": surface.item(),
-    } | scores
+    return {"dice": compute_dice(p, t).item(), "iou": compute_iou(p, t).item(), "surface_dice": surface.item()} | scores
 
 
 def hausdorff_distance(

@@ -3,7 +3,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from scripts.networks.model_file import ABOUT
+
 __all__ = ["AMASAM"]
+
+
+def _drop_about(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Load hook (a plain function, so that modules stay copyable): MONAI's tools load a model file as it is."""
+    state_dict.pop(prefix + ABOUT, None)
 
 
 class AMASAM(nn.Module):
@@ -22,6 +29,7 @@ class AMASAM(nn.Module):
         super().__init__()
         self.image_encoder = image_encoder
         self.decoder = decoder
+        self.register_load_state_dict_pre_hook(_drop_about)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """

@@ -11,7 +11,17 @@ from torch import nn
 from scripts.errors import DataError
 from scripts.files import atomic_path
 
-__all__ = ["add_to_model_file", "load_model", "read_model_file", "save_model"]
+__all__ = [
+    "ABOUT",
+    "add_to_model_file",
+    "load_model",
+    "read_model_file",
+    "save_model",
+    "split_about",
+    "write_model_file",
+]
+
+ABOUT = "about"  # the one entry of a model file that is no tensor
 
 _FROZEN = "image_encoder."
 
@@ -20,9 +30,9 @@ def save_model(path: str | os.PathLike, network: nn.Module, provenance: Mapping[
     """
     Write a whole model: frozen encoder (half precision, which it is exact in) and trained decoder (as trained).
 
-    The file holds ``model`` (a state dict, as MONAI's tools expect), ``backbone`` (the encoder's type) and
-    ``provenance``, later also ``domain_reference`` (see ``domain_reference.DomainReference``); tensors and plain values
-    only, so it loads with ``weights_only=True``.
+    The file is a state dict, as MONAI's tools and the model zoo expect, with one entry more: ``about``, which holds
+    ``backbone`` (the encoder's type), ``provenance``, and later also ``domain_reference`` (see
+    ``domain_reference.DomainReference``). Tensors and plain values only, so it loads with ``weights_only=True``.
 
     Args:
         path: file to write, replaced at once and whole.
@@ -33,20 +43,31 @@ def save_model(path: str | os.PathLike, network: nn.Module, provenance: Mapping[
         name: tensor.detach().cpu().half() if name.startswith(_FROZEN) and tensor.is_floating_point() else tensor.cpu()
         for name, tensor in network.state_dict().items()
     }
-    content = {"model": state, "backbone": network.image_encoder.backbone_type, "provenance": dict(provenance)}
+    write_model_file(
+        path, {"model": state, "backbone": network.image_encoder.backbone_type, "provenance": dict(provenance)}
+    )
+
+
+def write_model_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Write what ``read_model_file`` gives: the state dict ``model``, and plain values and tensors beside it."""
+    about = {key: value for key, value in content.items() if key != "model"}
     with atomic_path(path) as partial:
-        torch.save(content, partial)
+        torch.save({**content["model"], ABOUT: about}, partial)
 
 
 def add_to_model_file(path: str | os.PathLike, **extras: Any) -> None:
     """Add entries (tensors and plain values) to a model file, or replace them; everything else stays as it is."""
-    content = {**read_model_file(path), **extras}
-    with atomic_path(path) as partial:
-        torch.save(content, partial)
+    write_model_file(path, {**read_model_file(path), **extras})
 
 
 def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Content of a file written by ``save_model``; DataError when it is missing, truncated or something else."""
+    """
+    Content of a file written by ``save_model``: ``model`` (the state dict), ``backbone``, ``provenance`` and
+    what else it tells.
+
+    Raises:
+        DataError: when it is missing, truncated or something else.
+    """
     path = Path(path)
     mend = "Name a model.pt that training wrote with --ckpt_path"
     if not path.is_file():
@@ -55,9 +76,17 @@ def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise DataError(path, f"it cannot be read as a model ({e})", mend) from e
-    if not isinstance(content, dict) or not {"model", "backbone"} <= content.keys():
+    content = split_about(content) if isinstance(content, dict) else {}
+    if not {"model", "backbone"} <= content.keys():
         raise DataError(path, "it is not an AMA-SAM model file", mend)
     return content
+
+
+def split_about(content: dict[str, Any]) -> dict[str, Any]:
+    """What was loaded from a model file, sorted: the state dict as ``model``, beside what the file tells about it."""
+    if ABOUT not in content:
+        return content
+    return {**content[ABOUT], "model": {name: value for name, value in content.items() if name != ABOUT}}
 
 
 def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:

@@ -10,6 +10,7 @@ from monai.apps import download_url
 
 from scripts.errors import DataError
 from scripts.files import atomic_path
+from scripts.networks.model_file import split_about
 from scripts.networks.sam_encoders import BACKBONES, FrozenEncoder, build_encoder, load_backbone
 
 __all__ = ["OFFICIAL_WEIGHTS", "find_backbone_weights", "load_encoder"]
@@ -140,7 +141,7 @@ def _read(file: Path, backbone: str) -> dict[str, Any]:
         raise DataError(file, f"not a readable checkpoint ({type(e).__name__}); cut short?", _mend(backbone)) from e
     if not isinstance(checkpoint, dict):
         raise DataError(file, f"a checkpoint is a dict, this is a {type(checkpoint).__name__}", _mend(backbone))
-    return checkpoint
+    return split_about(checkpoint)
 
 
 def _mend(backbone: str) -> str:

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from scripts.errors import DataError
+from scripts.networks.model_file import load_model
+
+__all__ = ["OnnxNetwork", "load_network"]
+
+
+def load_network(network: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """
+    The network to segment with, from whatever the file is: ``.ts`` is TorchScript and ``.onnx`` ONNX, both as MONAI's
+    ``ckpt_export`` and ``onnx_export`` write them; anything else is a model file, whose weights fill ``network``.
+
+    Args:
+        network: an ``AMASAM`` on the device to use; of an export it tells only the device.
+        path: the file.
+
+    Returns:
+        in eval mode, (B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W); exports compute in single precision.
+
+    Raises:
+        DataError: when the file is missing or broken, or is of another set-up than the config's.
+    """
+    path = Path(path)
+    readers = {".ts": _read_torchscript, ".onnx": OnnxNetwork}
+    if path.suffix not in readers:
+        return load_model(network, path)
+    mend = "Make it with the export command in docs/exporting.md"
+    if not path.is_file():
+        raise DataError(path, "there is no such exported network", mend)
+    device = next(network.parameters()).device
+    try:
+        return readers[path.suffix](path, device).eval()
+    except ImportError as e:
+        raise DataError(path, "an ONNX network needs onnxruntime", "Run `python -m pip install onnxruntime`") from e
+    except Exception as e:
+        raise DataError(path, f"it cannot be read as an exported network ({e})", mend) from e
+
+
+class OnnxNetwork(nn.Module):
+    """
+    An ONNX file as a module, run by onnxruntime.
+
+    Args:
+        path: the file; its one input is the image, its first output the logits, both single precision.
+        device: a CUDA device is used if the installed onnxruntime has CUDA; results come back to it in any case.
+    """
+
+    def __init__(self, path: str | os.PathLike, device: torch.device) -> None:
+        super().__init__()
+        import onnxruntime  # optional: only those who run an ONNX export have it
+
+        wanted = (
+            ["CUDAExecutionProvider", "CPUExecutionProvider"] if device.type == "cuda" else ["CPUExecutionProvider"]
+        )
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        self.session = onnxruntime.InferenceSession(str(path), providers=providers)
+        self.input_name = self.session.get_inputs()[0].name
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W) on the same device."""
+        array = np.ascontiguousarray(image.detach().cpu().float().numpy())
+        logits = self.session.run(None, {self.input_name: array})[0]
+        return torch.from_numpy(logits).to(image.device)
+
+
+def _read_torchscript(path: Path, device: torch.device) -> nn.Module:
+    return torch.jit.load(str(path), map_location=device)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import DataError
+from scripts.files import atomic_path
+
+__all__ = ["eval_metrics", "metrics_table", "record_metrics"]
+
+# column of the model card -> metric of evaluation/report.py and its decimals
+COLUMNS = {
+    "Dice": ("dice", 3),
+    "AJI": ("aji", 3),
+    "PQ": ("pq", 3),
+    "F1 at IoU .5": ("f1_50", 3),
+    "surface Dice": ("surface_dice", 3),
+    "HD95 (px)": ("hd95_px", 1),
+    "HD (px)": ("hd_px", 1),
+}
+_TABLE = re.compile(r"(<!-- eval_metrics: begin -->\n).*?(<!-- eval_metrics: end -->)", re.DOTALL)
+
+
+def record_metrics(bundle_root: str | os.PathLike, metrics: str | os.PathLike) -> None:
+    """
+    Put an evaluation of the shipped weights where it belongs: ``eval_metrics`` of the metadata, the one place of these
+    figures, and the table of the model card, which is made of them.
+
+    Args:
+        bundle_root: folder of the bundle.
+        metrics: the ``metrics.json`` that the verb ``evaluating`` wrote.
+
+    Raises:
+        DataError: when a file is missing, or the model card has no place for the table.
+    """
+    root = Path(bundle_root)
+    measured, metadata_file, card_file = Path(metrics), root / "configs" / "metadata.json", root / "docs" / "README.md"
+    for file in (measured, metadata_file, card_file):
+        if not file.is_file():
+            raise DataError(file, "there is no such file", "Run evaluating first, and give --metrics its metrics.json")
+    card = card_file.read_text(encoding="utf-8")
+    if not _TABLE.search(card):
+        raise DataError(
+            card_file, "the marks around the table of figures are missing", "Restore eval_metrics: begin, end"
+        )
+    metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
+    metadata["eval_metrics"] = eval_metrics(json.loads(measured.read_text(encoding="utf-8")))
+    table = metrics_table(metadata["eval_metrics"])
+    with atomic_path(metadata_file) as partial:
+        partial.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_path(card_file) as partial:
+        partial.write_text(_TABLE.sub(lambda found: found[1] + table + found[2], card), encoding="utf-8")
+
+
+def eval_metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """For each domain of an evaluation: number of images and of undefined ones, mean and deviation of each metric."""
+    return {
+        name: {
+            "images": summary["images"],
+            "undefined": summary["undefined"],
+            **{
+                f"{metric}_{part}": round(summary[metric][part], decimals)
+                for metric, decimals in COLUMNS.values()
+                for part in ("mean", "std")
+            },
+        }
+        for name, summary in report["domains"].items()
+    }
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """The Markdown table of :func:`eval_metrics`, one line for each domain."""
+    lines = [["test part", "images", *COLUMNS, "undefined"], ["---"] * (len(COLUMNS) + 3)]
+    for name, values in metrics.items():
+        cells = [
+            f"{values[f'{metric}_mean']:.{decimals}f} ± {values[f'{metric}_std']:.{decimals}f}"
+            for metric, decimals in COLUMNS.values()
+        ]
+        lines.append([f"`{name}`", str(values["images"]), *cells, str(values["undefined"])])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

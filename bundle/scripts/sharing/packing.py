@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+from scripts.errors import DataError
+from scripts.files import atomic_path
+
+__all__ = ["bundle_files", "pack"]
+
+# what a bundle is made of; runs, data, caches, exports and frozen backbones beside it are not
+CONTENT = ("LICENSE", "configs/**/*.json", "configs/logging.conf", "docs/**/*", "models/model.pt", "scripts/**/*.py")
+ZOO_LIMIT = 25 * 2**20  # bytes of a file that the model zoo takes
+
+
+def pack(bundle_root: str | os.PathLike, output_dir: str | os.PathLike, name: str) -> Path:
+    """
+    Write the bundle as the zip that the model zoo and ``monai.bundle.download`` use.
+
+    The same files give the same bytes: entries are sorted and carry neither dates nor owners.
+
+    Args:
+        bundle_root: folder of the bundle.
+        output_dir: folder of the zip.
+        name: of the folder in the zip, and, with the version in the metadata, of the zip.
+
+    Returns:
+        the zip, ``<name>_v<version>.zip``.
+
+    Raises:
+        DataError: when a part is missing or a file is larger than the zoo takes.
+    """
+    root = Path(bundle_root)
+    files = bundle_files(root)
+    version = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    target = Path(output_dir) / f"{name}_v{version}.zip"
+    with (
+        atomic_path(target) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
+    ):
+        for file in files:
+            entry = zipfile.ZipInfo(f"{name}/{file.relative_to(root).as_posix()}")
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=6)
+    print(f"{len(files)} files, {target.stat().st_size / 1e6:.1f} MB: {target}")
+    return target
+
+
+def bundle_files(bundle_root: str | os.PathLike) -> list[Path]:
+    """
+    The files that make the bundle, sorted by path.
+
+    Raises:
+        DataError: see :func:`pack`.
+    """
+    root, files = Path(bundle_root), set()
+    for pattern in CONTENT:
+        found = {file for file in root.glob(pattern) if file.is_file() and not _hidden(file.relative_to(root))}
+        if not found:
+            raise DataError(root / pattern, "a bundle needs it", "Restore it, then pack again.")
+        files |= found
+    for file in files:
+        if (size := file.stat().st_size) > ZOO_LIMIT:
+            raise DataError(file, f"{size / 2**20:.1f} MB are more than the zoo takes (25 MB)", "Make it smaller.")
+    return sorted(files)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__pycache__")) for part in path.parts)
