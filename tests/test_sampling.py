@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.data import Dataset
+from monai.transforms import RandGaussianNoise
 from torch.utils.data import DataLoader
 
-from scripts.data.sampling import DomainBalancedSampler
+from scripts.data.sampling import DomainBalancedSampler, SeededDataset
 
 sizes = st.lists(st.integers(1, 23), min_size=2, max_size=5)  # of the domains, the primary's first
 
@@ -84,17 +87,20 @@ def test_ranks_share_out_the_batch_of_one_process(counts, batch_size, world_size
     domains = domains_of(counts)
     whole = list(epochs(DomainBalancedSampler(domains, batch_size * world_size, 3), epoch))
     ranks = [
-        list(epochs(DomainBalancedSampler(domains, batch_size, 3, rank=rank, world_size=world_size), epoch))
+        list(
+            epochs(DomainBalancedSampler(domains, batch_size * world_size, 3, rank=rank, world_size=world_size), epoch)
+        )
         for rank in range(world_size)
     ]
     for step, batch in enumerate(whole):
         assert all(len(rank[step]) == batch_size for rank in ranks)
-        assert Counter(item for rank in ranks for item in rank[step]) == Counter(batch)
+        shared = [(item, item.seed) for rank in ranks for item in rank[step]]
+        assert Counter(shared) == Counter((item, item.seed) for item in batch), "and the same random transforms"
 
 
 def test_ranks_are_disjoint_where_domains_are_large():
     domains = domains_of([100, 100])
-    ranks = [DomainBalancedSampler(domains, 4, 5, rank=rank, world_size=3) for rank in range(3)]
+    ranks = [DomainBalancedSampler(domains, 12, 5, rank=rank, world_size=3) for rank in range(3)]
     seen = [item for sampler in ranks for batch in sampler for item in batch]
     assert len(seen) == len(set(seen)) == 60
 
@@ -118,6 +124,7 @@ def test_a_share_that_leaves_out_a_side_is_refused(share, batch_size, kind):
         ({"batch_size": 0}, "batch_size"),
         ({"batches_per_epoch": 0}, "batches_per_epoch"),
         ({"rank": 2, "world_size": 2}, "rank"),
+        ({"batch_size": 3, "world_size": 2}, "batch_size 3 must be a multiple of the number of processes, 2"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -129,3 +136,15 @@ def test_it_is_a_batch_sampler_of_a_data_loader():
     domains = domains_of([3, 9, 2])
     loader = DataLoader(domains, batch_sampler=DomainBalancedSampler(domains, 6, 4))
     assert [(batch == 0).sum().item() for batch in loader] == [3] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_transforms_follow_the_draw_whatever_came_before(workers):
+    items = np.zeros((6, 1, 2, 2), dtype=np.float32)
+    dataset = SeededDataset(Dataset(items, RandGaussianNoise(prob=1.0)))
+    sampler = DomainBalancedSampler([0, 0, 0, 1, 1, 1], 4, 3)
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
+    alone = [np.stack([np.asarray(dataset[draw]) for draw in reversed(batch)])[::-1] for batch in sampler]
+    loaded = [np.asarray(batch) for batch in loader]
+    assert all(np.array_equal(one, other) for one, other in zip(alone, loaded, strict=True))
+    assert len(np.unique(np.stack(alone))) == np.stack(alone).size, "no draw repeats another's noise"

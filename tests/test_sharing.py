@@ -134,7 +134,7 @@ def test_configs_are_printed_as_the_zoo_wants(bundle_root):
     "tool",
     [
         "black --check --quiet --line-length 120 --skip-magic-trailing-comma",
-        "isort --check --profile black --line-length 120 --known-first-party scripts",
+        "isort --check --profile black --line-length 120 -p scripts",
         "flake8 --max-line-length 120 --select B,C,E,F,N,P,T4,W,B9 --ignore E203,E501,E741,W503,W504,C408,N812,B023",
     ],
 )

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import ignite.distributed as idist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
@@ -45,9 +46,9 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
 
 
 def write_config(path: str | os.PathLike) -> None:
-    """Write the configuration that is being executed, with all overrides; nothing outside ``monai.bundle``."""
+    """Write the configuration that is executed, with all overrides; the first process, and within ``monai.bundle``."""
     config = executed_config()
-    if config is not None:
+    if config is not None and idist.get_rank() == 0:
         write_json(path, {key: value for key, value in config.items() if key != "_meta_"}, default=str)
 
 

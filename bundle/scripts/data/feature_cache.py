@@ -11,6 +11,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import numpy as np
 import torch
@@ -51,7 +52,9 @@ def training_dataset(
         raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
-    return FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
+    dataset = FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
+    idist.barrier()  # of several processes, each has filled its share
+    return dataset
 
 
 def cache_usage(dataset: Dataset) -> str:
@@ -125,8 +128,9 @@ class FeatureDataset(PersistentDataset, Randomizable):
         return self._path(self._item(index, variant))
 
     def missing(self) -> list[tuple[int, int]]:
-        """(item, variant) of all that is not stored yet, as far as the items' files can be read."""
+        """(item, variant) of this process' share that is not stored yet, as far as the items' files can be read."""
         pairs = [(i, v) for i in range(len(self)) for v in range(self.variants)]
+        pairs = pairs[idist.get_rank() :: idist.get_world_size()]
         return [pair for pair in pairs if not self.path(*pair).is_file()]
 
     def fill(self) -> FeatureDataset:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from PIL import Image
@@ -44,7 +46,8 @@ class EvaluationReport:
     - ``overlays/<domain>_<worst|median|best>_<stem>.png``: three images of each domain, chosen by Dice;
 
     prints a table, and leaves ``<domain>_<metric>`` means in ``engine.state.metrics``. List it before the MLflow
-    handler, which logs what it finds there. For one process: it does not gather from others.
+    handler, which logs what it finds there. Of several processes, which take the images in turn, the first one writes
+    the files for all, and each one the overlays of its own images, in the same folder.
 
     Args:
         output_dir: folder of the files; made if missing.
@@ -92,33 +95,44 @@ class EvaluationReport:
             self.rows.append({"file": name, "domain": item["domain_name"], "mpp": mpp, **scores, **extra})
 
     def _finish(self, engine: Engine) -> None:
+        own = [row["file"] for row in self.rows]
+        if idist.get_world_size() > 1:
+            turns = zip_longest(*idist.all_gather(tuple(self.rows)))
+            self.rows = [row for row in chain.from_iterable(turns) if row is not None]
         names = list(dict.fromkeys(row["domain"] for row in self.rows))
         summaries = {name: summarise([row for row in self.rows if row["domain"] == name]) for name in names}
         overall = summarise(self.rows)
+        if idist.get_rank() == 0:
+            self._write_tables(summaries, overall)
+            print(_table({**summaries, "overall": overall}))
+        self._write_overlays(names, own)
+        for name, summary in summaries.items():
+            engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})
+
+    def _write_tables(self, summaries: dict[str, Any], overall: dict[str, Any]) -> None:
         # images of unknown mpp have no micrometres: the columns are those that any image has
         write_table(self.output_dir / "metrics.csv", self.rows, ("file", "domain", "mpp"))
         units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
         content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
         write_json(self.output_dir / "metrics.json", content)
-        self._write_overlays(names)
-        for name, summary in summaries.items():
-            engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})
-        print(_table({**summaries, "overall": overall}))
 
-    def _write_overlays(self, domains: list[str]) -> None:
+    def _write_overlays(self, domains: list[str], own: list[str]) -> None:
         folder = self.output_dir / "overlays"
-        for rank in ("worst", "median", "best"):
-            for stale in folder.glob(f"*_{rank}_*.png"):
+        if idist.get_rank() == 0:
+            for stale in chain.from_iterable(folder.glob(f"*_{rank}_*.png") for rank in ("worst", "median", "best")):
                 stale.unlink()
+        idist.barrier()
         for domain in domains:
             indices = [index for index, row in enumerate(self.rows) if row["domain"] == domain]
             indices.sort(key=lambda index: self.rows[index]["dice"])
             chosen = {"worst": indices[0], "median": indices[len(indices) // 2], "best": indices[-1]}
             for rank, index in chosen.items():
                 row = self.rows[index]
+                if row["file"] not in own:  # another process has it
+                    continue
                 file = Path(row["file"])
                 title = f"{file.name}   Dice {row['dice']:.3f}   AJI {row['aji']:.3f}   prediction yellow, truth cyan"
-                with np.load(self._kept_file(index)) as kept:
+                with np.load(self._kept_file(own.index(row["file"]))) as kept:
                     drawn = overlay(kept["image"], kept["pred"], kept["true"], title)
                 with atomic_path(folder / f"{domain}_{rank}_{file.stem}.png") as path:
                     Image.fromarray(drawn).save(path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -149,7 +150,8 @@ class DomainAdversary(nn.Module):
 
     Minimising the loss trains the discriminator on all domains, and, through the reversed gradient, makes the features
     of each domain with a positive coefficient harder to tell apart. Every domain of a batch counts alike, whatever its
-    share, so ignorance costs ln K.
+    share, so ignorance costs ln K. With several processes the batch is that of all together, and each one's loss is its
+    part of the sum.
 
     Args:
         in_channels: channels of the aligned features.
@@ -174,13 +176,14 @@ class DomainAdversary(nn.Module):
             foreground: (B, 1, H, W) nuclei mask in {0, 1}.
 
         Returns:
-            the domain cross-entropy, a scalar, and for each sample the domain judged most probable, (B,).
+            the domain cross-entropy, a scalar (this process' part, see above), and for each sample the domain judged
+            most probable, (B,).
         """
         logits, weights = self.discriminator(self.cgrl(aligned, domain), foreground)
         losses = F.cross_entropy(logits.flatten(0, 1), domain.repeat_interleave(logits.shape[1]), reduction="none")
         by_sample = (losses.view_as(weights) * weights).sum(1) / weights.sum(1).clamp(min=1e-6)
-        present, position, counts = domain.unique(return_inverse=True, return_counts=True)
-        loss = (by_sample / counts[position]).sum() / len(present)
+        counts = idist.all_reduce(domain.bincount(minlength=len(self.cgrl.coefficients)))
+        loss = (by_sample / counts[domain]).sum() / (counts > 0).sum()
         judged = (logits.detach().softmax(-1) * weights.unsqueeze(-1)).sum(1).argmax(-1)
         return loss, judged
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 
@@ -19,6 +20,8 @@ def name_run(output_dir: str | os.PathLike, base: str, resume: bool = False) -> 
         output_dir: folder of all runs and of their MLflow store.
         base: what the run is, e.g. "tnbc_ama_seed0".
         resume: take the latest run of that base instead of a new one.
+
+    With several processes the first one decides.
     """
 
     def numbered(n: int) -> str:
@@ -27,7 +30,7 @@ def name_run(output_dir: str | os.PathLike, base: str, resume: bool = False) -> 
     n = 1
     while (Path(output_dir) / numbered(n)).exists():
         n += 1
-    return numbered(max(1, n - 1) if resume else n)
+    return idist.broadcast(numbered(max(1, n - 1) if resume else n))
 
 
 class TrackedRun(MLFlowHandler):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 class BestModel:
     """
     Writes the whole model whenever validation improves, and stops training when it no longer does.
+
+    With several processes the first one writes, and all of them stop.
 
     Args:
         network: the segmentation network.
@@ -75,6 +78,8 @@ class BestModel:
             logger.info("%s: best %s %.4f, epoch %d", self.path, self.metric, self.best, self.best_epoch)
 
     def _save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         score = {} if self.best is None else {self.metric: self.best}
         save_model(self.path, self.network, {**self.provenance, "epoch": engine.state.epoch, **score})
 
@@ -84,7 +89,8 @@ class TrainingCheckpoint:
     Everything an interrupted training needs to go on as if it had not been: saved after each epoch, and loaded first.
 
     It holds the trained parts only; the frozen encoder is told by its type and fingerprint. Random numbers need no
-    place in it, because each epoch is seeded by its number (see ``EpochSeeder``).
+    place in it, because each epoch is seeded by its number (see ``EpochSeeder``). With several processes the first one
+    writes it, and all load it.
 
     Args:
         path: the file.
@@ -112,6 +118,8 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         content = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import ignite.distributed as idist
 import torch
 from monai.engines import SupervisedTrainer
 from monai.utils import convert_to_tensor
@@ -31,8 +32,8 @@ class AdversarialIteration:
     """
     One training step for MONAI's ``SupervisedTrainer(iteration_update=...)``.
 
-    Loss: the mean segmentation loss over samples (auxiliary ones weighted) plus the domain cross-entropy behind CGRL.
-    The first step of a run is preceded by the gradient self-test.
+    Loss: the mean segmentation loss over samples (auxiliary ones weighted) plus the domain cross-entropy behind CGRL,
+    both over the batch of all processes. The first step of a run is preceded by the gradient self-test.
 
     Args:
         lambda_max: strength of the gradient reversal at the end of its ramp.
@@ -79,8 +80,10 @@ class AdversarialIteration:
             logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1], features)
             losses = engine.loss_function(logits, target)
         weights = torch.where(domain == 0, 1.0, self.auxiliary_weight)
-        segmentation_loss = (losses * weights).sum() / weights.sum().clamp(min=1e-6)
-        loss = segmentation_loss if domain_loss is None else segmentation_loss + domain_loss
+        # of means over the batch of all processes, each process computes the part of its own samples
+        segmentation_loss = (losses * weights).sum() / idist.all_reduce(weights.sum()).clamp(min=1e-6)
+        part = segmentation_loss if domain_loss is None else segmentation_loss + domain_loss
+        loss = idist.all_reduce(part.detach().clone())
         if not torch.isfinite(loss):
             files = sorted({str(f) for f in getattr(batch[Keys.IMAGE], "meta", {}).get("filename_or_obj", [])})
             raise FloatingPointError(
@@ -92,7 +95,9 @@ class AdversarialIteration:
         if domain_loss is not None and (state.iteration - 1) % state.epoch_length == 0:
             gradients = _gradient_relation(segmentation_loss, domain_loss, aligned)
         scaler = engine.scaler if engine.amp else None
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        # DistributedDataParallel averages over processes what is to be summed
+        part = part * idist.get_world_size()
+        (part if scaler is None else scaler.scale(part)).backward()
         if scaler is not None:
             scaler.unscale_(engine.optimizer)
         if self.clip_norm > 0:
@@ -107,11 +112,11 @@ class AdversarialIteration:
             Keys.IMAGE: image,
             Keys.LABEL: target,
             Keys.PRED: logits.detach(),
-            Keys.LOSS: loss.detach(),
+            Keys.LOSS: loss,
             "domain": domain,
             "dice": _hard_dice(logits.detach()[:, 0], target[:, 0]),
-            "segmentation_loss": segmentation_loss.detach(),
-            "domain_loss": None if domain_loss is None else domain_loss.detach(),
+            "segmentation_loss": idist.all_reduce(segmentation_loss.detach().clone()),
+            "domain_loss": None if domain_loss is None else idist.all_reduce(domain_loss.detach().clone()),
             "judged": judged,
             "lambda": strength,
             "gradients": gradients,
@@ -134,6 +139,7 @@ def _gradient_relation(
         torch.autograd.grad(loss, aligned, retain_graph=True)[0].flatten().float()
         for loss in (segmentation_loss, domain_loss)
     )
-    norms = task.norm(), adversarial.norm()
-    cosine = (task @ adversarial) / (norms[0] * norms[1]).clamp(min=1e-20)
+    products = idist.all_reduce(torch.stack([task @ task, adversarial @ adversarial, task @ adversarial]))
+    norms = products[:2].sqrt()
+    cosine = products[2] / norms.prod().clamp(min=1e-20)
     return {"task": norms[0].item(), "adversarial": norms[1].item(), "cosine": cosine.item()}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
 from monai.utils import set_determinism
 from torch.utils.data import DataLoader
 
@@ -10,7 +9,7 @@ __all__ = ["EpochSeeder"]
 
 class EpochSeeder:
     """
-    Seeds every epoch by its number: batches, augmentation and layers draw what they would have drawn in any run.
+    Seeds every epoch by its number: batches and layers draw what they would have drawn in any run.
 
     So a resumed training equals one that never stopped, without storing the state of any random generator.
 
@@ -28,8 +27,6 @@ class EpochSeeder:
     def __call__(self, engine: Engine) -> None:
         seed = (self.seed * 100_003 + engine.state.epoch) % 2**32
         set_determinism(seed=seed)
-        # without workers the transforms live in this process; workers are seeded by torch when their loop starts
-        set_rnd(self.loader.dataset, seed)
         for sampler in (self.loader.sampler, self.loader.batch_sampler):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(engine.state.epoch)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 __all__ = ["EpochStatistics"]
@@ -10,7 +11,8 @@ __all__ = ["EpochStatistics"]
 
 class EpochStatistics:
     """
-    Turns an epoch's iterations, and its validation, into ``engine.state.metrics`` for CSV, curves and MLflow.
+    Turns an epoch's iterations, and its validation, into ``engine.state.metrics`` for CSV, curves and MLflow; those of
+    all processes, and in each of them.
 
     Args:
         domain_names: names by domain index, primary first.
@@ -59,11 +61,18 @@ class EpochStatistics:
 
     def _epoch_completed(self, engine: Engine) -> None:
         metrics = engine.state.metrics
-        metrics.update({name: sum(values) / len(values) for name, values in sorted(self._values.items())})
-        if self._correct:
-            recalls = [sum(correct) / len(correct) for correct in self._correct.values()]
+        values, correct = _joined(self._values), _joined(self._correct)
+        metrics.update({name: sum(numbers) / len(numbers) for name, numbers in sorted(values.items())})
+        if correct:
+            recalls = [sum(judged) / len(judged) for judged in correct.values()]
             metrics["domain_accuracy"] = sum(recalls) / len(recalls)
             metrics["domain_accuracy_chance"] = 1.0 / len(self.domain_names)
         metrics["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
         if self.validator is not None:
             metrics.update(self.validator.state.metrics)
+
+
+def _joined(lists: dict) -> dict:
+    """The lists of all processes by key, each domain's and metric's in one."""
+    parts = idist.all_gather(dict(lists)) if idist.get_world_size() > 1 else [lists]
+    return {key: [value for part in parts for value in part.get(key, [])] for part in parts for key in part}
