@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import atomic_path, read_json
 
 __all__ = ["eval_metrics", "metrics_table", "record_metrics"]
 
@@ -39,16 +39,15 @@ def record_metrics(bundle_root: str | os.PathLike, metrics: str | os.PathLike) -
     """
     root = Path(bundle_root)
     measured, metadata_file, card_file = Path(metrics), root / "configs" / "metadata.json", root / "docs" / "README.md"
-    for file in (measured, metadata_file, card_file):
-        if not file.is_file():
-            raise DataError(file, "there is no such file", "Run evaluating first, and give --metrics its metrics.json")
+    if not measured.is_file():
+        raise DataError(measured, "there is no such file", "Run evaluating first, and give --metrics its metrics.json")
     card = card_file.read_text(encoding="utf-8")
     if not _TABLE.search(card):
         raise DataError(
             card_file, "the marks around the table of figures are missing", "Restore eval_metrics: begin, end"
         )
-    metadata = json.loads(metadata_file.read_text(encoding="utf-8"))
-    metadata["eval_metrics"] = eval_metrics(json.loads(measured.read_text(encoding="utf-8")))
+    metadata = read_json(metadata_file)
+    metadata["eval_metrics"] = eval_metrics(read_json(measured))
     table = metrics_table(metadata["eval_metrics"])
     with atomic_path(metadata_file) as partial:
         partial.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from pathlib import Path
 
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import atomic_path, read_json
 
 __all__ = ["bundle_files", "pack"]
 
@@ -34,7 +33,7 @@ def pack(bundle_root: str | os.PathLike, output_dir: str | os.PathLike, name: st
     """
     root = Path(bundle_root)
     files = bundle_files(root)
-    version = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    version = read_json(root / "configs" / "metadata.json")["version"]
     target = Path(output_dir) / f"{name}_v{version}.zip"
     with (
         atomic_path(target) as partial,
