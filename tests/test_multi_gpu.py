@@ -29,8 +29,8 @@ SETTINGS = {
     "tile_size": 256,
     "alignment_windows": 4,
 }
-# sums run over samples in another order, nothing else differs: seen were 4e-6 of weights, 1e-6 of the history
-TOLERANCE = dict(rel=1e-3, abs=1e-4)
+# sums run over samples and threads in another order, nothing else differs
+TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,12 @@ def test_two_processes_train_as_one_does(trained):
     assert [row.keys() for row in one] == [row.keys() for row in two]
     for row, other in zip(one, two, strict=True):
         numbers, others = ({key: float(value) for key, value in each.items()} for each in (row, other))
-        assert others == pytest.approx(numbers, **TOLERANCE)
+        # a cosine near 0 is a difference of large numbers
+        assert others.pop("gradient_cosine") == pytest.approx(numbers.pop("gradient_cosine"), abs=TOLERANCE)
+        assert others == pytest.approx(numbers, rel=TOLERANCE)
     assert float(one[-1]["lambda"]) > 0 and float(one[-1]["gradient_adversarial"]) > 0
     one, two = (read_model_file(trained[n] / "model.pt")["model"] for n in (1, 2))
-    assert all(torch.allclose(two[k].float(), v.float(), rtol=1e-3, atol=1e-4) for k, v in one.items())
+    assert all(torch.allclose(two[k].float(), v.float(), rtol=TOLERANCE, atol=1e-4) for k, v in one.items())
 
 
 def test_the_first_process_writes_for_all(trained):
