@@ -29,7 +29,8 @@ SETTINGS = {
     "tile_size": 256,
     "alignment_windows": 4,
 }
-# sums run over samples and threads in another order, nothing else differs
+# sums run over samples and threads in another order, nothing else differs: 7e-5 was seen. AdamW turns the smallest
+# gradient into a step of the learning rate's size, which is therefore the tolerance of single weights (6e-4 was seen)
 TOLERANCE = 1e-3
 
 
@@ -89,7 +90,7 @@ def test_two_processes_train_as_one_does(trained):
         assert others == pytest.approx(numbers, rel=TOLERANCE)
     assert float(one[-1]["lambda"]) > 0 and float(one[-1]["gradient_adversarial"]) > 0
     one, two = (read_model_file(trained[n] / "model.pt")["model"] for n in (1, 2))
-    assert all(torch.allclose(two[k].float(), v.float(), rtol=TOLERANCE, atol=1e-4) for k, v in one.items())
+    assert all(torch.allclose(two[k].float(), v.float(), rtol=0, atol=TOLERANCE) for k, v in one.items())
 
 
 def test_the_first_process_writes_for_all(trained):
