@@ -1,0 +1,97 @@
+"""The packed bundle alone: unpacked into an empty folder, in a new virtual environment, and staged for the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monai.bundle import push_to_hf_hub
+from PIL import Image
+
+from scripts.data.synthetic import DOMAINS, synthetic_tile
+from scripts.sharing.packing import bundle_files, pack
+
+NAME = "ama_sam_nuclei_segmentation"
+
+
+@pytest.fixture(scope="module")
+def unpacked(bundle_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with zipfile.ZipFile(pack(bundle_root, folder, NAME)) as archive:
+        archive.extractall(folder)
+    return folder / NAME
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """
+    Python of a new, empty virtual environment that finds the packages where this one has them.
+
+    Installing them anew would take minutes; that they are those the requirements name is tested by .ci/run.
+    """
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site_packages / "packages.pth").write_text("\n".join(packages) + "\n")
+    return folder / "bin" / "python"
+
+
+def test_the_zip_holds_the_bundle_and_nothing_that_lies_beside_it(bundle_root, unpacked):
+    files = {path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(bundle_root) for path in bundle_files(bundle_root)}
+    tops = {path.parts[0] for path in files}
+    assert tops == {"LICENSE", "configs", "docs", "models", "scripts"}
+    assert [path.name for path in files if path.parts[0] == "models"] == ["model.pt"]
+    assert not [path for path in files if path.suffix == ".pyc"]
+
+
+def test_inferring_runs_from_the_unpacked_zip_in_a_new_environment(unpacked, python, tmp_path):
+    """As the model card has it, from an empty folder, with nothing of the repository in reach."""
+    (tmp_path / "images").mkdir()
+    image, _ = synthetic_tile(DOMAINS["synthetic_pink"], np.random.default_rng(0))
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
+    arguments = ["--config_file", "configs/inference.json", "--dataset_dir", tmp_path / "images"]
+    command = [python, "-m", "monai.bundle", "run", "inferring", *arguments, "--output_dir", tmp_path / "out"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=unpacked,
+        capture_output=True,
+        text=True,
+        env={**environment, "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["nuclei"] > 0
+    assert np.asarray(Image.open(tmp_path / "out" / "a_instances.png")).shape == image.shape[:2]
+
+
+def test_pushing_to_the_hub_stages_the_unpacked_zip(unpacked, monkeypatch):
+    """A dry run: MONAI's command as the docs have it; only the three calls that go to the network are taken down."""
+    hub = pytest.importorskip("huggingface_hub")
+    calls = {}
+    metadata = json.loads((unpacked / "configs" / "metadata.json").read_text(encoding="utf-8"))
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
+        files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
+        calls["upload"] = repo_id, {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in files}
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda self, **kwargs: calls.update(repo=kwargs))
+    monkeypatch.setattr(hub.HfApi, "create_tag", lambda self, **kwargs: calls.update(tag=kwargs["tag"]))
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    before = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    push_to_hf_hub(f"you/{NAME}", NAME, str(unpacked.parent), version=metadata["version"])
+    repo, files = calls["upload"]
+    assert repo == f"you/{NAME}" and calls["tag"] == metadata["version"] and calls["repo"]["private"]
+    assert files.keys() == before | {"README.md"}, "the model card is added"
+    card = files["README.md"].decode()
+    assert card.startswith("---\ntags:\n- monai") and "license: apache-2.0" in card
+    assert card.endswith(files["docs/README.md"].decode())
