@@ -109,7 +109,7 @@ def test_the_first_process_writes_for_all(trained):
 
 
 def test_two_processes_evaluate_as_one_does(bundle_root, folder, trained):
-    metrics, overlays = [], []
+    metrics, overlays, calibration = [], [], []
     for processes in (1, 2):
         output = folder / f"evaluated_{processes}"
         settings = {key: SETTINGS[key] for key in ("backbone", "decoder_size", "tile_size")}
@@ -118,8 +118,12 @@ def test_two_processes_evaluate_as_one_does(bundle_root, folder, trained):
         assert printed.count("\noverall") == processes - 1, "the table is printed once"
         metrics.append(json.loads((output / "metrics.json").read_text()))
         assert len(_table(output / "metrics.csv")) == metrics[-1]["overall"]["images"] == 9
+        calibration.append(json.loads((output / "calibration.json").read_text()))
         overlays.append({path.name for path in (output / "overlays").iterdir()})
         client = mlflow.MlflowClient(f"sqlite:///{output / 'mlruns.db'}")
         (run,) = client.search_runs([client.get_experiment_by_name("ama_sam_evaluation").experiment_id])
         assert run.data.metrics["synthetic_pink_dice"] == metrics[-1]["domains"]["synthetic_pink"]["dice"]["mean"]
     assert metrics[0]["domains"] == metrics[1]["domains"] and overlays[0] == overlays[1]
+    assert calibration[0].keys() == calibration[1].keys()
+    for domain, values in calibration[0].items():
+        assert calibration[1][domain] == pytest.approx(values), domain

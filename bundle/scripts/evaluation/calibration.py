@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from scripts.evaluation.metrics import best_iou
 from scripts.files import atomic_path, write_json, write_table
 from scripts.inference.nuclei import nucleus_means
+from scripts.processes import gather
 
 __all__ = ["BINS", "CalibrationReport", "PixelBins"]
 
@@ -122,7 +124,16 @@ class CalibrationReport:
             if score := item.get("domain_score"):
                 self._images.append({**about, "dice": dice, "domain_distance": score.domain_distance})
 
+    def _gather(self) -> None:
+        """Take over what other processes have measured."""
+        pixels, nuclei, images = zip(*gather((self._pixels, self._nuclei, self._images)))
+        self._nuclei, self._images = ([one for part in parts for one in part] for parts in (nuclei, images))
+        self._pixels = {}
+        for domain, bins in (item for part in pixels for item in part.items()):
+            self._pixels[domain] = self._pixels[domain] + bins if domain in self._pixels else bins
+
     def _finish(self, engine: Engine) -> None:
+        self._gather()
         rows, summary = [], {}
         for domain, bins in self._pixels.items():
             rows += [{"domain": domain, "of": "pixels", **row} for row in bins.rows()]
@@ -131,6 +142,8 @@ class CalibrationReport:
                 rows += [{"domain": domain, "of": f"nuclei by {name}", **row} for row in curve]
             summary[domain] = {"ece": bins.ece, "brier": bins.brier, **_ranking(nuclei)}
             engine.state.metrics.update({f"{domain}_ece": bins.ece, f"{domain}_brier": bins.brier})
+        if idist.get_rank() > 0:
+            return
         write_table(self.output_dir / "calibration.csv", rows, ("domain", "of"))
         write_table(self.output_dir / "nuclei.csv", self._nuclei, ("file", "domain", "id"))
         write_json(self.output_dir / "calibration.json", summary)

@@ -14,6 +14,7 @@ from PIL import Image
 from scripts.evaluation.metrics import image_metrics, known_mpp
 from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path, write_json, write_table
+from scripts.processes import gather
 
 __all__ = ["EvaluationReport", "summarise"]
 
@@ -96,9 +97,7 @@ class EvaluationReport:
 
     def _finish(self, engine: Engine) -> None:
         own = [row["file"] for row in self.rows]
-        if idist.get_world_size() > 1:
-            turns = zip_longest(*idist.all_gather(tuple(self.rows)))
-            self.rows = [row for row in chain.from_iterable(turns) if row is not None]
+        self.rows = [row for row in chain.from_iterable(zip_longest(*gather(self.rows))) if row is not None]
         names = list(dict.fromkeys(row["domain"] for row in self.rows))
         summaries = {name: summarise([row for row in self.rows if row["domain"] == name]) for name in names}
         overall = summarise(self.rows)

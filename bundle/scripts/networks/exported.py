@@ -10,7 +10,7 @@ from torch import nn
 from scripts.errors import DataError
 from scripts.networks.model_file import load_model
 
-__all__ = ["OnnxNetwork", "load_network"]
+__all__ = ["OnnxNetwork", "TorchScriptNetwork", "load_network"]
 
 
 def load_network(network: nn.Module, path: str | os.PathLike) -> nn.Module:
@@ -29,7 +29,7 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> nn.Module:
         DataError: when the file is missing or broken, or is of another set-up than the config's.
     """
     path = Path(path)
-    readers = {".ts": _read_torchscript, ".onnx": OnnxNetwork}
+    readers = {".ts": TorchScriptNetwork, ".onnx": OnnxNetwork}
     if path.suffix not in readers:
         return load_model(network, path)
     mend = "Make it with the export command in docs/exporting.md"
@@ -42,6 +42,24 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> nn.Module:
         raise DataError(path, "an ONNX network needs onnxruntime", "Run `python -m pip install onnxruntime`") from e
     except Exception as e:
         raise DataError(path, f"it cannot be read as an exported network ({e})", mend) from e
+
+
+class TorchScriptNetwork(nn.Module):
+    """
+    A TorchScript file as a module that, like an ONNX one, shows nothing of its parts.
+
+    Args:
+        path: the file.
+        device: where to run it.
+    """
+
+    def __init__(self, path: str | os.PathLike, device: torch.device) -> None:
+        super().__init__()
+        self.exported = torch.jit.load(str(path), map_location=device)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W)."""
+        return self.exported(image)
 
 
 class OnnxNetwork(nn.Module):
@@ -69,7 +87,3 @@ class OnnxNetwork(nn.Module):
         array = np.ascontiguousarray(image.detach().cpu().float().numpy())
         logits = self.session.run(None, {self.input_name: array})[0]
         return torch.from_numpy(logits).to(image.device)
-
-
-def _read_torchscript(path: Path, device: torch.device) -> nn.Module:
-    return torch.jit.load(str(path), map_location=device)

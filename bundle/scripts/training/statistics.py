@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-import ignite.distributed as idist
 from ignite.engine import Engine, Events
+
+from scripts.processes import gather
 
 __all__ = ["EpochStatistics"]
 
@@ -74,5 +75,5 @@ class EpochStatistics:
 
 def _joined(lists: dict) -> dict:
     """The lists of all processes by key, each domain's and metric's in one."""
-    parts = idist.all_gather(dict(lists)) if idist.get_world_size() > 1 else [lists]
+    parts = gather(dict(lists))
     return {key: [value for part in parts for value in part.get(key, [])] for part in parts for key in part}
