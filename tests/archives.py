@@ -52,8 +52,10 @@ def paint(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def same_nuclei(label: np.ndarray, known: np.ndarray) -> bool:
     """Whether two maps mark the same nuclei, whatever the ids."""
-    pairs = np.unique(np.stack([label.ravel(), known.ravel()]), axis=1)
-    return label.shape == known.shape and len(pairs[0]) == len(set(pairs[0])) == len(set(pairs[1])) and 0 in pairs.T[0]
+    if label.shape != known.shape:
+        return False
+    pairs = np.unique(label.astype(np.int64) << 32 | known.astype(np.int64))  # far quicker than of pairs
+    return len(pairs) == len(set(pairs >> 32)) == len(set(pairs & 0xFFFFFFFF)) and 0 in pairs
 
 
 def save(path: Path, array: np.ndarray) -> Path:
@@ -61,7 +63,7 @@ def save(path: Path, array: np.ndarray) -> Path:
     if path.suffix == ".tif":
         tifffile.imwrite(path, array, photometric="rgb" if array.ndim == 3 else "minisblack")
     else:
-        Image.fromarray(array).save(path)
+        Image.fromarray(array).save(path, compress_level=1)
     return path
 
 

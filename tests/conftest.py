@@ -50,6 +50,50 @@ def bundle_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the synthetic domains, for all tests: copy it before you change anything."""
+    from scripts.data.synthetic import ensure_dataset
+
+    return ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic")
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory):
+    """A random encoder of the tiny preset, and its checkpoint."""
+    from fakes import tiny_encoder
+
+    return tiny_encoder(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def open_training(bundle_root: Path, synthetic: str, encoder, tmp_path_factory: pytest.TempPathFactory):
+    """
+    Opens the real training config at its smallest, without alignment report: the tiny preset of the real encoder
+    classes, a narrow decoder, few small crops. What is encoded is shared by all that do not set ``cache_dir``.
+    """
+    from fakes import open_verb, place_store
+
+    tiny = {"backbone": "vit_test", "decoder_size": "light", "crop_size": 64, "window_size": 128, "cache_variants": 2}
+    tiny |= {"batch_size": 4, "batches_per_epoch": 2, "val_interval": 1, "tile_size": 256, "alignment_report": False}
+    tiny |= {"cache_dir": str(tmp_path_factory.mktemp("features"))}
+
+    def open_training(output: Path, **overrides):
+        place_store(output)
+        arguments = {"dataset_dir": synthetic, "backbone_weights": str(encoder[1]), **tiny, **overrides}
+        return open_verb(bundle_root, "train", "train", output_dir=str(output), **arguments)
+
+    return open_training
+
+
+@pytest.fixture(scope="session")
+def datasets(bundle_root: Path) -> dict[str, dict]:
+    """What the verb preparing knows of published sets."""
+    from scripts.data.published.registry import load_datasets
+
+    return load_datasets(bundle_root / "configs" / "datasets.json")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real domains (tnbc, monuseg, dsb2018_*)."""
     folder = SHARED / "data" / "nuclei"

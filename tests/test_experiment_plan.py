@@ -91,16 +91,16 @@ def test_a_verb_runs_in_a_process_of_its_own_and_tells_why_it_failed(bundle_root
     keys = {"common": 0, "variant": 0, "own": 0, "path": ""}
     setup = {"_target_": "scripts.setup_run.setup_run", "seed": 0, "defaults": str(config)}  # as every verb has it
     initialize = ["$import sys", f"$sys.path.append({str(bundle_root)!r})", setup]
-    content = {"imports": ["$import pathlib"], **keys, "initialize": initialize, "greeting": [write]}
+    spoil = "$pathlib.Path(@path, 'x').write_text('below a file')"
+    content = {"imports": ["$import pathlib"], **keys, "initialize": initialize, "greeting": [write, spoil]}
     config.write_text(json.dumps(content))
     overlay.write_text(json.dumps({"variant": 2, "own": 2}))
     folder, out = tmp_path / "it's a folder", tmp_path / "out.txt"
     verb = BundleVerb("greeting", str(config), {"common": 1}, {"path": str(out)})
-    verb.run(folder, {"own": 3}, str(overlay))
-    assert out.read_text() == "[1, 2, 3]"
+    with pytest.raises(VerbFailed, match="^greeting: .*Not a directory.*out.txt/x"):
+        verb.run(folder, {"own": 3}, str(overlay))
+    assert out.read_text() == "[1, 2, 3]", "the verb's own config, then the one between, then the run's settings"
     assert "greeting" in (folder / "greeting.log").read_text()
-    with pytest.raises(VerbFailed, match="^greeting: .*No such file.*nowhere"):
-        verb.run(folder, {"path": str(tmp_path / "nowhere" / "x")}, str(overlay))
 
 
 def test_a_killed_process_is_told(tmp_path, monkeypatch):

@@ -6,15 +6,12 @@ import csv
 from pathlib import Path
 
 import pytest
-import torch
 from fakes import FakeVerb, open_verb
 from ignite.engine import Engine, Events
 
-from scripts.data.synthetic import ensure_dataset
 from scripts.errors import DataError
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child
-from scripts.networks.sam_encoders import build_encoder
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 
@@ -181,17 +178,13 @@ def test_a_run_that_is_given_is_neither_renamed_nor_closed(uri):
 
 
 @pytest.mark.slow
-def test_real_children_from_the_real_config(bundle_root, tmp_path, capsys):
+def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp_path, capsys):
     """One baseline with another decoder trained and evaluated, one child that fails; then compared."""
-    synthetic = ensure_dataset(tmp_path / "data" / "synthetic")
-    encoder = tmp_path / "encoder.pth"
-    weights = build_encoder("vit_test").backbone.state_dict()
-    torch.save({f"image_encoder.{k}": v for k, v in weights.items()}, encoder)
     baselines = bundle_root / "configs" / "baselines"
     tiny = {"crop_size": 64, "window_size": 128, "cache_variants": 1, "batch_size": 4, "val_interval": 1}
     overrides = {
         "dataset_dir": str(synthetic), "output_dir": str(tmp_path / "out"), "auxiliary": "synthetic_dark",
-        "backbone": "vit_test", "backbone_weights": str(encoder), "max_epochs": 1, "batches_per_epoch": 2,
+        "backbone": "vit_test", "backbone_weights": str(encoder[1]), "max_epochs": 1, "batches_per_epoch": 2,
         "seeds": 5, "limit_groups": 1, **{f"training::settings::{k}": v for k, v in tiny.items()},
         "variants": [
             {"name": "broken", "mode": "joint", "training": {"batch_size": -1}},

@@ -13,7 +13,6 @@ from PIL import Image
 from scripts.data.domains import domain_list
 from scripts.data.leakage import check_leakage, find_leaks, from_text, hash_images, to_text
 from scripts.data.similarity import near_duplicates, perceptual_hash
-from scripts.data.synthetic import ensure_dataset
 from scripts.errors import DataError
 
 
@@ -110,10 +109,9 @@ def test_a_primary_without_tests_or_with_missing_ones(tmp_path, caplog):
         check_leakage(domain_list(tmp_path, "a"), "maybe")
 
 
-def test_the_synthetic_domains_pass(tmp_path):
-    folder = ensure_dataset(tmp_path / "synthetic")
+def test_the_synthetic_domains_pass(synthetic):
     for primary in ("synthetic_pink", "synthetic_dark", "synthetic_blurred"):
-        assert check_leakage(domain_list(folder, primary)) == []
+        assert check_leakage(domain_list(synthetic, primary)) == []
 
 
 @pytest.mark.slow

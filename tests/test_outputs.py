@@ -16,7 +16,7 @@ from monai.transforms import Compose, Lambda
 from PIL import Image
 
 from scripts.errors import DataError
-from scripts.inference.outputs import PredictionWriter, TolerantDataset, output_names
+from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset, output_names
 
 
 def load(item: dict) -> dict:
@@ -54,10 +54,10 @@ def run(dataset, *handlers, postprocessing=dark_is_nucleus, num_workers: int = 0
     return evaluator
 
 
-def predict(files, output_dir, transform=load, **kwargs) -> TolerantDataset:
+def predict(files, output_dir, transform=load, outputs=OUTPUTS, **kwargs) -> TolerantDataset:
     data = [{"image": str(file)} for file in files]
     dataset = TolerantDataset(data, transform)
-    run(dataset, PredictionWriter(output_dir, data), **kwargs)
+    run(dataset, PredictionWriter(output_dir, data, outputs=outputs), **kwargs)
     return dataset
 
 
@@ -93,7 +93,7 @@ def test_more_nuclei_than_16_bit_go_to_tiff_and_nothing_stale_stays(tmp_path, ca
 
     predict([file], tmp_path / "out")
     with caplog.at_level(logging.WARNING):
-        predict([file], tmp_path / "out", postprocessing=many)
+        predict([file], tmp_path / "out", postprocessing=many, outputs=["instances"])
     assert "89999 nuclei" in caplog.text
     stored = tifffile.imread(tmp_path / "out" / "a_instances.tif")
     assert stored.dtype == np.uint32 and stored.max() == 89_999

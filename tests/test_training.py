@@ -8,46 +8,11 @@ import shutil
 import mlflow
 import pytest
 import torch
-from fakes import open_verb, tiny_encoder
 from ignite.engine import Events
 
-from scripts.data.synthetic import ensure_dataset
 from scripts.errors import DataError, root_cause
 from scripts.networks.domain_reference import DomainReference
 from scripts.networks.model_file import read_model_file
-
-# the real configs at their smallest: the tiny preset of the real encoder classes, a narrow decoder, few small crops
-TINY = {
-    "backbone": "vit_test",
-    "decoder_size": "light",
-    "crop_size": 64,
-    "window_size": 128,
-    "cache_variants": 2,
-    "batch_size": 4,
-    "batches_per_epoch": 2,
-    "val_interval": 1,
-    "tile_size": 256,
-    "alignment_report": False,  # see test_alignment
-}
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    return str(ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic"))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return tiny_encoder(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def open_training(bundle_root, synthetic, encoder):
-    def open_training(output, **overrides):
-        arguments = {"dataset_dir": synthetic, "backbone_weights": str(encoder[1]), **TINY, **overrides}
-        return open_verb(bundle_root, "train", "train", output_dir=str(output), **arguments)
-
-    return open_training
 
 
 @pytest.fixture(scope="module")
@@ -139,19 +104,20 @@ def test_training_on_stored_features_equals_training_with_the_encoder(open_train
 
 
 def test_caching_stores_what_training_then_finds(open_training, tmp_path, capsys):
-    workflow = open_training(tmp_path)
+    cache_dir = str(tmp_path / "features")
+    workflow = open_training(tmp_path, cache_dir=cache_dir)
     workflow.parser.get_parsed_content("caching")
     stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
     assert len(stored) == 60, "three domains of 10 training images, two variants each"
-    assert {p.name for p in tmp_path.iterdir()} == {"features"}, "no run has begun"
+    assert {p.name for p in tmp_path.iterdir()} == {"features", "mlruns.db"}, "no run has begun"
     capsys.readouterr()
-    open_training(tmp_path, mode="single", max_epochs=1, seed=3).run()
+    open_training(tmp_path, cache_dir=cache_dir, mode="single", max_epochs=1, seed=3).run()
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()} == stored
     assert "encoding" not in capsys.readouterr().err
 
 
 def test_without_cache_nothing_is_stored(open_training, tmp_path):
-    open_training(tmp_path, cache="off", max_epochs=1).run()
+    open_training(tmp_path, cache="off", cache_dir=str(tmp_path / "features"), max_epochs=1).run()
     assert not (tmp_path / "features").exists()
 
 
