@@ -71,11 +71,9 @@ def open_training(bundle_root: Path, synthetic: str, encoder, tmp_path_factory: 
     Opens the real training config at its smallest, without alignment report: the tiny preset of the real encoder
     classes, a narrow decoder, few small crops. What is encoded is shared by all that do not set ``cache_dir``.
     """
-    from fakes import open_verb, place_store
+    from fakes import TINY_TRAINING, open_verb, place_store
 
-    tiny = {"backbone": "vit_test", "decoder_size": "light", "crop_size": 64, "window_size": 128, "cache_variants": 2}
-    tiny |= {"batch_size": 4, "batches_per_epoch": 2, "val_interval": 1, "tile_size": 256, "alignment_report": False}
-    tiny |= {"cache_dir": str(tmp_path_factory.mktemp("features"))}
+    tiny = {**TINY_TRAINING, "cache_dir": str(tmp_path_factory.mktemp("features"))}
 
     def open_training(output: Path, **overrides):
         place_store(output)

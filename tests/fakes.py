@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from torch import nn
 
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import write_table
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.hr_decoder import HRDecoder
+from scripts.networks.model_file import save_model
 from scripts.networks.sam_encoders import FrozenEncoder, build_encoder, load_backbone
 
 
@@ -61,6 +66,55 @@ def place_store(output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     if not (output_dir / "mlruns.db").exists():
         (output_dir / "mlruns.db").write_bytes(_empty_store())
+
+
+# the real train.json at its smallest, for the tiny preset
+TINY_TRAINING = {
+    "backbone": "vit_test",
+    "decoder_size": "light",
+    "crop_size": 64,
+    "window_size": 128,
+    "cache_variants": 2,
+    "batch_size": 4,
+    "batches_per_epoch": 2,
+    "val_interval": 1,
+    "tile_size": 256,
+    "alignment_report": False,  # see test_alignment
+}
+
+
+def tiny_model(path: Path, size: str = "light", seed: int = 1) -> Path:
+    """A model file of the tiny preset with a random decoder."""
+    encoder, weights = tiny_encoder(path.parent)
+    weights.unlink()
+    torch.manual_seed(seed)
+    decoder = HRDecoder(in_channels=encoder.channels, strides=encoder.strides, size=size, out_channels=2)
+    settings = {"backbone": "vit_test", "decoder_size": size, "out_channels": 2, "aligned_stride": 8}
+    save_model(path, AMASAM(encoder, decoder), {"network": settings})
+    return path
+
+
+def tiny_bundle(bundle_root: Path, folder: Path, **changes: dict) -> Path:
+    """
+    A copy of the bundle with the tiny preset as its defaults and a random ``models/model.pt``.
+
+    Args:
+        bundle_root: the bundle.
+        folder: of the copy.
+        changes: by config (``inference={"network": ...}``), keys of the top level to set besides.
+    """
+    shutil.copytree(bundle_root / "configs", folder / "configs")
+    shutil.copytree(bundle_root / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "models").mkdir()
+    tiny_model(folder / "models" / "model.pt")
+    small = {"backbone": "vit_test", "decoder_size": "light", "tile_size": 256}
+    settings = {"train": TINY_TRAINING, "inference": small, "wsi": {**small, "tile_size": 512}, "evaluate": small}
+    for name, values in settings.items():
+        path = folder / "configs" / f"{name}.json"
+        content = json.loads(path.read_text())
+        content.update({**values, **changes.get(name, {})})
+        path.write_text(json.dumps(content, indent=4))
+    return folder
 
 
 def open_verb(bundle_root: Path, config: str, kind: str | None, **overrides) -> ConfigWorkflow:

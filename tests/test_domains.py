@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 from torch.utils.data import default_collate
 
-from scripts.data.domains import check_domains, domain_list, domain_names, load_items
+from scripts.data.domains import (
+    auxiliary_domains,
+    check_domains,
+    domain_list,
+    domain_names,
+    load_items,
+    training_domains,
+)
 from scripts.errors import DataError
 
 
@@ -269,3 +276,38 @@ def test_real_counts_and_patients(real_data):
     assert not groups["training"] & groups["testing"], "no patient or field in both parts"
     limited = load_items(domains, "training", limit_groups=2)
     assert {item["group"] for item in limited if item["domain"] == 0} == {"tnbc/01", "tnbc/02"}
+
+
+def test_a_datalist_may_be_given_in_place_of_its_file(folder):
+    entries = json.loads((folder / "beta" / "split.json").read_text())
+    written = {"name": "b", "role": "primary", "root": str(folder / "beta")}
+    given = {**written, "datalist": {key: value for key, value in entries.items() if key != "testing"}}
+    for split in ("training", "validation"):
+        assert load_items([given], split) == load_items([{**written, "datalist": "split.json"}], split)
+    assert load_items([given], "testing") == []
+    given["datalist"]["training"][0]["mpp"] = 0.2
+    mpps = [item["mpp"] for item in load_items([{**given, "mpp": 0.5}], "training")]
+    assert mpps[0] == 0.2 and set(mpps[1:]) == {0.5}, "an entry's own mpp goes first"
+
+
+def test_labelled_images_take_the_place_of_the_primary(folder):
+    labelled = [{"image": str(folder / f"gamma/images/g{n}.png"), "label": str(folder / f"gamma/labels/g{n}.png")}
+                for n in (1, 2)]  # fmt: skip
+    domains = training_domains(domain_list(folder, "beta", "alpha"), "ama", labelled)
+    assert names_in(domains) == ["labelled", "alpha"]
+    items = load_items(domains, "training")
+    assert [item["image"] for item in items if item["domain"] == 0] == [item["image"] for item in labelled]
+    assert names_in(training_domains(None, "ama", labelled)) == ["labelled"]
+    assert names_in(training_domains(domain_list(folder, "beta", "alpha"), "single")) == ["beta"]
+    with pytest.raises(DataError, match="no image has a label yet"):
+        training_domains(None, "ama", [])
+
+
+def test_auxiliary_domains_alone(folder):
+    assert [(d["name"], d["role"]) for d in auxiliary_domains(folder)] == [
+        (name, "auxiliary") for name in ("alpha", "beta", "gamma")
+    ]
+    (alpha,) = auxiliary_domains(folder, "alpha")
+    assert alpha["mpp"] == 0.5 and alpha["datalist"] == "dataset.json"
+    with pytest.raises(DataError, match="no domain 'delta'.*alpha"):
+        auxiliary_domains(folder, "alpha,delta")

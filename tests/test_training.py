@@ -8,6 +8,7 @@ import shutil
 import mlflow
 import pytest
 import torch
+from fakes import tiny_model
 from ignite.engine import Events
 
 from scripts.errors import DataError, root_cause
@@ -288,3 +289,90 @@ def test_a_checkpoint_of_another_encoder_is_not_resumed(trained, open_training, 
     with pytest.raises(RuntimeError) as told:
         open_training(tmp_path, max_epochs=5, resume=True, backbone_weights="random").run()
     assert "encoder_fingerprint" in str(root_cause(told.value))
+
+
+# --- beginning with an existing model, and publishing
+
+
+def test_training_begins_with_an_existing_models_decoder(trained, open_training, tmp_path):
+    _, run_dir = trained
+    start = read_model_file(run_dir / "model.pt")["model"]
+    parser = open_training(tmp_path, init_model=str(run_dir / "model.pt")).parser
+    decoder = parser.get_parsed_content("model").network.decoder.state_dict()
+    assert all(torch.equal(value, start[f"decoder.{name}"]) for name, value in decoder.items())
+    anew = open_training(tmp_path).parser.get_parsed_content("model").network.decoder.state_dict()
+    assert not all(torch.equal(value, anew[name]) for name, value in decoder.items())
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"decoder_size": "standard"}, "(?s)model.pt.*--decoder_size light"),
+        ({"backbone_weights": "random"}, "model.pt.*another encoder's features"),
+        ({"init_model": "nowhere.pt"}, "nowhere.pt.*no such model file"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_not_begun_with(trained, open_training, tmp_path, other, message):
+    _, run_dir = trained
+    with pytest.raises(RuntimeError) as told:
+        open_training(tmp_path, **{"init_model": str(run_dir / "model.pt"), **other}).run()
+    assert isinstance(root_cause(told.value), DataError) and re.search(message, str(root_cause(told.value)))
+
+
+def test_a_model_of_another_backbone_is_not_begun_with(bundle_root, open_training, tmp_path):
+    with pytest.raises(RuntimeError) as told:
+        open_training(tmp_path, init_model=str(bundle_root / "models" / "model.pt")).run()
+    assert "holds a vit_t model, not vit_test" in str(root_cause(told.value))
+
+
+@pytest.mark.parametrize("publish, replaced", [("better", False), ("always", True)])
+def test_a_served_model_that_validates_better_is_replaced_only_if_asked(
+    trained, open_training, tmp_path, publish, replaced
+):
+    """The served one is a trained model, the new one has learned nothing."""
+    _, run_dir = trained
+    served = tmp_path / "served" / "model.pt"
+    served.parent.mkdir()
+    shutil.copy(run_dir / "model.pt", served)
+    before = served.read_bytes()
+    options = {"publish_path": str(served), "publish": publish, "learning_rate": 0.0, "max_epochs": 1, "seed": 5}
+    open_training(tmp_path, **options).run()
+    kept = list((tmp_path / "served" / "previous").glob("*.pt"))
+    if replaced:
+        assert served.read_bytes() == (tmp_path / "synthetic_pink_ama_seed5" / "model.pt").read_bytes()
+        assert [path.read_bytes() for path in kept] == [before]
+    else:
+        assert served.read_bytes() == before and not kept
+
+
+def test_a_first_model_and_one_of_another_size_are_published(open_training, tmp_path):
+    served = tmp_path / "served" / "model.pt"
+    open_training(tmp_path, publish_path=str(served), max_epochs=1).run()
+    assert read_model_file(served)["provenance"]["network"]["decoder_size"] == "light"
+    tiny_model(served, size="standard")
+    open_training(tmp_path, publish_path=str(served), max_epochs=1).run()
+    assert read_model_file(served)["provenance"]["network"]["decoder_size"] == "light"
+    assert len(list((tmp_path / "served" / "previous").glob("*.pt"))) == 1
+
+
+def test_images_handed_over_are_the_primary(open_training, synthetic, tmp_path):
+    """As MONAI Label's stock app trains: nothing but paths, one image, no validation."""
+    item = {"image": f"{synthetic}/synthetic_pink/images/", "label": f"{synthetic}/synthetic_pink/labels/"}
+    name = sorted(p.name for p in (tmp_path / synthetic / "synthetic_pink" / "images").iterdir())[0]
+    item = {key: value + name for key, value in item.items()}
+    served = tmp_path / "served" / "model.pt"
+    options = {"train#dataset#data": [item], "validate#dataset#data": [], "train#trainer#max_epochs": 1}
+    open_training(tmp_path, device="cpu", publish_path=str(served), **options).run()
+    provenance = read_model_file(served)["provenance"]
+    assert provenance["domains"] == ["labelled"] and provenance["mode"] == "single" and provenance["epoch"] == 1
+
+
+def test_images_handed_over_learn_beside_auxiliary_domains(open_training, synthetic, tmp_path):
+    folder = tmp_path / synthetic / "synthetic_pink"
+    items = [{"image": str(p), "label": str(folder / "labels" / p.name)} for p in (folder / "images").iterdir()]
+    auxiliary = {"name": "dark", "role": "auxiliary", "root": f"{synthetic}/synthetic_dark"}
+    options = {"train#dataset#data": items[:2], "validate#dataset#data": items[2:3], "domains": [auxiliary]}
+    open_training(tmp_path, publish_path=str(tmp_path / "m.pt"), max_epochs=1, **options).run()
+    provenance = read_model_file(tmp_path / "m.pt")["provenance"]
+    assert provenance["domains"] == ["labelled", "dark"] and provenance["mode"] == "ama"
+    assert "val_dice" in provenance

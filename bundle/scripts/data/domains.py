@@ -3,20 +3,30 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import read_json
 
-__all__ = ["SPLITS", "check_domains", "domain_list", "domain_names", "load_items"]
+__all__ = [
+    "LABELLED",
+    "SPLITS",
+    "auxiliary_domains",
+    "check_domains",
+    "domain_list",
+    "domain_names",
+    "load_items",
+    "training_domains",
+]
 
 SPLITS = ("training", "validation", "testing")
 DECATHLON_KEYS = {"training": "training", "validation": "validation", "testing": "test"}
 GROUP_KEYS = ("patient", "field", "group")
 REQUIRED_KEYS = {"name", "role", "root"}
 OPTIONAL_KEYS = {"datalist", "mpp"}
+LABELLED = "labelled"  # name of the primary whose images a server hands over
 
 
 def domain_list(
@@ -43,15 +53,7 @@ def domain_list(
         DataError: for an unknown name, naming what is there, or when the primary is not determined.
     """
     folder = Path(dataset_dir)
-    if not folder.is_dir():
-        raise DataError(folder, "there is no such folder", "Set dataset_dir to the folder that holds your domains.")
-    if _is_domain(folder):
-        mend = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
-        raise DataError(folder, "this is a domain itself, not a folder of domains", mend)
-    found = [path.name for path in sorted(folder.iterdir()) if _is_domain(path)]
-    if not found:
-        mend = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
-        raise DataError(folder, "no domain folder found", mend)
+    found = _find_domains(folder)
     there = f"Domains found: {', '.join(found)}."
     primary = primary or _default_primary(folder, found)
     if primary is None:
@@ -66,17 +68,30 @@ def domain_list(
         if name not in found:
             raise DataError(folder, f"there is no domain '{name}'", there)
     roles = [(primary, "primary"), *((name, "auxiliary") for name in others)]
-    domains = [
-        {
-            "name": name,
-            "role": role,
-            "root": str(folder / name),
-            "datalist": _find_datalist(folder / name),
-            "mpp": _stored_mpp(folder / name),
-        }
-        for name, role in roles
-    ]
-    return check_domains(domains)
+    return check_domains([_domain(folder / name, role) for name, role in roles])
+
+
+def auxiliary_domains(dataset_dir: str | os.PathLike, names: str = "all") -> list[dict]:
+    """
+    The auxiliary part of a domain list whose primary lies elsewhere, see :func:`domain_list`.
+
+    Args:
+        dataset_dir: the folder of domain folders.
+        names: ``"all"`` with training items, or some of them, separated by commas.
+
+    Raises:
+        DataError: for an unknown name, or when there is no domain.
+    """
+    folder = Path(dataset_dir)
+    found = _find_domains(folder)
+    if names == "all":
+        chosen = [name for name in found if _entries(folder / name, None, "training")]
+    else:
+        chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in found:
+            raise DataError(folder, f"there is no domain '{name}'", f"Domains found: {', '.join(found)}.")
+    return [_domain(folder / name, "auxiliary") for name in chosen]
 
 
 def check_domains(domains: Sequence[dict]) -> list[dict]:
@@ -84,7 +99,7 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
     Check a domain list and return it with the primary first, the order that gives every domain its index.
 
     Entries are ``{"name", "role": "primary" | "auxiliary", "root"}`` with optional ``"datalist"`` (a JSON file,
-    relative to root) and ``"mpp"`` (micrometres per pixel).
+    relative to root, or what such a file holds) and ``"mpp"`` (micrometres per pixel).
 
     Raises:
         DataError: unless exactly one domain is primary, names are unique and all keys and values are valid.
@@ -112,6 +127,31 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
     return sorted((dict(domain) for domain in domains), key=lambda domain: domain["role"] != "primary")
 
 
+def training_domains(
+    domains: Sequence[dict] | None, mode: str, labelled: Sequence[Mapping[str, str]] | None = None
+) -> list[dict]:
+    """
+    The domains that a training uses, checked, the primary first.
+
+    Args:
+        domains: the domain list, see :func:`check_domains`; None is an empty one.
+        mode: ``"single"`` leaves the auxiliary domains out.
+        labelled: ``[{"image", "label"}, ...]`` that a server such as MONAI Label hands over: they become the training
+            part of the primary, in place of the one that ``domains`` may have; its auxiliaries stay.
+
+    Raises:
+        DataError: as :func:`check_domains`, or when nothing is labelled.
+    """
+    if labelled is not None:
+        if not labelled:
+            raise DataError("labelled", "no image has a label yet", "Label at least one image.")
+        primary = {"name": LABELLED, "role": "primary", "root": str(Path(labelled[0]["image"]).parent)}
+        primary["datalist"] = {"training": [dict(item) for item in labelled]}
+        domains = [primary, *(domain for domain in domains or () if domain["role"] == "auxiliary")]
+    checked = check_domains(domains or ())
+    return checked[:1] if mode == "single" else checked
+
+
 def domain_names(domains: Sequence[dict]) -> list[str]:
     """Names of the domains by index; index 0 is the primary."""
     return [domain["name"] for domain in check_domains(domains)]
@@ -123,6 +163,7 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
 
     A domain's items come from its datalist, a JSON file ``{"training": [{"image", "label", ...}], "validation": ...,
     "testing": ...}`` with paths relative to root (MONAI Decathlon datalists, with ``test``, are such files), or from
+    the content of such a file in its place, or from
     plain folders, where an image and its label share the file name up to the suffix: ``training/images`` and
     ``training/labels``, and so for validation and testing; or ``images`` and ``labels`` alone, which are split here.
     That split orders the names by their SHA-256 and takes 15 % for validation (at least one of two or more images),
@@ -137,8 +178,8 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
 
     Returns:
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is
-        the primary), its name, micrometres per pixel (nan if neither the domain nor ``root/dataset.json`` gives it),
-        and ``"<domain>/<patient>"`` (else field, group or the image's own name), the unit that splits should keep
+        the primary), its name, micrometres per pixel (nan if neither entry, domain nor ``root/dataset.json`` gives
+        it), and ``"<domain>/<patient>"`` (else field, group or the image's own name), the unit that splits should keep
         together. All values are strings or numbers, so that items of different domains collate.
 
     Raises:
@@ -166,7 +207,7 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
                 "label": entry["label"],
                 "domain": index,
                 "domain_name": name,
-                "mpp": float(mpp),
+                "mpp": float(entry.get("mpp") or mpp),
                 "group": f"{name}/{_group(entry)}",
             }
             for entry in entries
@@ -176,6 +217,29 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
             part = [item for item in part if item["group"] in kept]
         items += part
     return items
+
+
+def _find_domains(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DataError(folder, "there is no such folder", "Set dataset_dir to the folder that holds your domains.")
+    if _is_domain(folder):
+        mend = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
+        raise DataError(folder, "this is a domain itself, not a folder of domains", mend)
+    found = [path.name for path in sorted(folder.iterdir()) if _is_domain(path)]
+    if not found:
+        mend = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
+        raise DataError(folder, "no domain folder found", mend)
+    return found
+
+
+def _domain(root: Path, role: str) -> dict:
+    return {
+        "name": root.name,
+        "role": role,
+        "root": str(root),
+        "datalist": _find_datalist(root),
+        "mpp": _stored_mpp(root),
+    }
 
 
 def _group(entry: dict) -> str:
@@ -223,11 +287,13 @@ def _is_domain(root: Path) -> bool:
     return _find_datalist(root) is not None or any((p / "images").is_dir() and (p / "labels").is_dir() for p in pairs)
 
 
-def _entries(root: Path, datalist: str | None, split: str) -> list[dict]:
+def _entries(root: Path, datalist: str | Mapping | None, split: str) -> list[dict]:
     """Entries of one split with absolute or root-joined paths, from the datalist or the folders."""
+    if isinstance(datalist, Mapping):
+        return _datalist_entries(root, root, datalist, split)
     datalist = datalist or _find_datalist(root)
     if datalist is not None:
-        return _datalist_entries(root, root / datalist, split)
+        return _datalist_entries(root, root / datalist, _read_object(root / datalist), split)
     if any((root / part / "images").is_dir() for part in SPLITS):
         return _folder_entries(root / split)
     entries = sorted(
@@ -241,8 +307,7 @@ def _entries(root: Path, datalist: str | None, split: str) -> list[dict]:
     return sorted(parts[split], key=lambda entry: entry["image"])
 
 
-def _datalist_entries(root: Path, path: Path, split: str) -> list[dict]:
-    content = _read_object(path)
+def _datalist_entries(root: Path, path: Path, content: Mapping, split: str) -> list[dict]:
     if not any(key in content for key in (*SPLITS, "test")):
         raise DataError(path, "no part of the data is listed", f"Give one or more of {', '.join(SPLITS)}.")
     listed = content.get(split, content.get(DECATHLON_KEYS[split], []))

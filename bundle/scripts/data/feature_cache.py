@@ -20,6 +20,7 @@ from monai.transforms import Compose, Randomizable, RandomizableTrait
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
+from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
 from scripts.data.readers import related_files
 from scripts.errors import DataError, root_cause
@@ -32,17 +33,22 @@ CACHE_MODES = ("on", "off")
 
 
 def training_dataset(
-    data: Sequence[Mapping[str, Any]],
+    data: Sequence[Mapping[str, Any]] | None,
     transform: Compose,
     cache: str,
     cache_dir: str | os.PathLike,
     variants: int,
     window_size: int,
     cache_rate: float,
+    domains: Sequence[dict] = (),
+    limit_groups: int | None = None,
 ) -> Dataset:
     """
     The training data: with ``cache`` "on" a filled :class:`FeatureDataset` (whose other arguments these are), with
     "off" MONAI's ``CacheDataset``, which holds the decoded images in memory and leaves encoding to each step.
+
+    ``data`` are items of ``load_items``. None, or items that tell no domain because a server handed them over (see
+    ``training_domains``, which makes them the primary), takes the training part of ``domains`` instead.
 
     Raises:
         ValueError: for another value of ``cache``.
@@ -50,6 +56,8 @@ def training_dataset(
     """
     if cache not in CACHE_MODES:
         raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
+    if not data or "domain" not in data[0]:
+        data = load_items(domains, "training", limit_groups)
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
     dataset = FeatureDataset(data, transform, cache_dir, variants, window_size).fill()

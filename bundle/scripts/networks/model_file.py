@@ -18,6 +18,7 @@ __all__ = [
     "read_model_file",
     "save_model",
     "split_about",
+    "start_from",
     "write_model_file",
 ]
 
@@ -100,7 +101,33 @@ def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:
     Returns:
         the same network, in eval mode.
     """
+    _load(network, read_model_file(path), path)
+    return network.eval()
+
+
+def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
+    """
+    Let a training begin with the trained parts of an existing model.
+
+    Args:
+        network: an ``AMASAM`` whose encoder has its weights.
+        path: file written by ``save_model`` with the same encoder and decoder; None leaves the network as it is.
+
+    Raises:
+        DataError: when the file cannot be read or is of another encoder or decoder.
+    """
+    if path is None:
+        return network
     content = read_model_file(path)
+    own = {name: tensor.clone() for name, tensor in network.image_encoder.state_dict().items()}
+    _load(network, content, path)
+    if any(not torch.equal(own[name], tensor) for name, tensor in network.image_encoder.state_dict().items()):
+        mend = f"Add --backbone_weights {path}, or train without init_model"
+        raise DataError(path, "it was trained on another encoder's features", mend)
+    return network
+
+
+def _load(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLike) -> None:
     expected = network.image_encoder.backbone_type
     if content["backbone"] != expected:
         raise DataError(
@@ -112,4 +139,3 @@ def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:
         settings = content.get("provenance", {}).get("network", {})
         told = ", ".join(f"--{k} {v}" for k, v in settings.items()) or "the training's own settings"
         raise DataError(path, f"its decoder has other sizes than the config's ({e})", f"Add {told}") from e
-    return network.eval()
