@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import logging
+
+from lib.infer import SegmentNuclei
+from lib.studies import Studies, slide_of
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from scripts.errors import DataError, root_cause
+from scripts.files import sha256_of
+
+__all__ = ["MostUncertain"]
+
+logger = logging.getLogger(__name__)
+
+
+class MostUncertain(Strategy):
+    """
+    Offers the unlabelled tile about which the served model is least sure, by the mean entropy of its foreground.
+
+    What it finds is kept with the image in the studies, so that a tile is looked at once for each model. Slides are
+    passed over, and so is what cannot be read.
+
+    Args:
+        task: knows the served model.
+    """
+
+    def __init__(self, task: SegmentNuclei) -> None:
+        super().__init__("Most uncertain tile first (mean entropy of the foreground probability)")
+        self.task = task
+
+    def __call__(self, request: dict, datastore: Studies) -> dict | None:
+        """
+        Args:
+            request: ``max_images`` bounds how many tiles are looked at in this call (default 100); the rest follows in
+                the next ones.
+            datastore: the studies.
+
+        Returns:
+            ``{"id", "weight"}``, the weight being the entropy in bits; None when no tile is left.
+        """
+        model = sha256_of(self.task.get_path())[:16]
+        left = int(request.get("max_images", 100))
+        scores = {}
+        for image in sorted(datastore.get_unlabeled_images()):
+            info = datastore.get_image_info(image)
+            if info.get("entropy_model") == model:
+                scores[image] = info["entropy"]
+            elif left > 0 and (entropy := self._entropy(info)) is not None:
+                left -= 1
+                scores[image] = entropy
+                datastore.update_image_info(image, {"entropy": entropy, "entropy_model": model})
+        if not scores:
+            return None
+        chosen = max(scores, key=scores.get)
+        return {"id": chosen, "weight": scores[chosen]}
+
+    def _entropy(self, info: dict) -> float | None:
+        try:
+            if slide_of(info["path"]) is not None:
+                return None
+            return self.task.entropy(info["path"], info.get("mpp"))
+        except Exception as error:  # one image that cannot be used must not hide the others
+            if not isinstance(root_cause(error), DataError):
+                raise
+            logger.warning("passed over: %s", root_cause(error))
+            return None
