@@ -23,10 +23,9 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     from scripts.networks.hr_decoder import SIZES, HRDecoder
     from scripts.networks.sam_encoders import build_encoder
+    from torch.utils.flop_counter import FlopCounterMode
 
     encoder, side = build_encoder("vit_t"), args.crop_size
     image = torch.rand(args.batch_size, 3, side, side) * 255

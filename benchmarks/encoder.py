@@ -29,7 +29,6 @@ from machine import matmul_rate
 def build(which: str, size: int):
     """Upstream's encoder, or ours made of its parameters; the same random weights for both."""
     import torch
-
     from scripts.networks.sam_encoders import SAM_VITS, SAM_WINDOW, SamViT, sam_modeling
 
     torch.manual_seed(0)

@@ -48,7 +48,6 @@ def _tiles(folder: Path, count: int, side: int) -> str:
     """Synthetic images, set side by side and cut to the wanted size."""
     import numpy as np
     from PIL import Image
-
     from scripts.data.synthetic import make_synthetic
 
     files = sorted(make_synthetic(folder.parent / "synthetic").glob("*/images/*.png"))

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
-from torch import nn
-
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import write_table
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.model_file import save_model
 from scripts.networks.sam_encoders import FrozenEncoder, build_encoder, load_backbone
+from torch import nn
 
 
 class TinyEncoder(nn.Module):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scripts.alignment.measure import WindowSamples, measure
 from scripts.alignment.mmd import group_discrepancy, rbf_kernel, squared_mmd
 from scripts.alignment.picture import principal_components

@@ -13,7 +13,6 @@ import torch
 from fakes import open_verb, place_store
 from ignite.engine import Events
 from monai.bundle import ConfigParser
-
 from scripts.errors import root_cause
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder

@@ -10,7 +10,6 @@ import pytest
 import torch
 from fakes import TinyEncoder
 from monai.data import MetaTensor
-
 from scripts.alignment.features import RegionFeatures, region_means
 from scripts.alignment.windows import CutWindows, image_statistics, window_items
 from scripts.errors import DataError

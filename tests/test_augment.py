@@ -10,11 +10,10 @@ from monai.data import MetaTensor, PersistentDataset
 from monai.transforms import Compose
 from PIL import Image
 from scipy import ndimage
-from skimage.color import hed2rgb, rgb2hed
-
 from scripts.data.augment import RandBlurd, RandCropAffined, RandStaind
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
+from skimage.color import hed2rgb, rgb2hed
 
 
 def make_item(height=90, width=120, **extra):

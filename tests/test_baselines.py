@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
-
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.baselines import QuarterResolutionDecoder, SAMMaskDecoder, UNetDecoder
 from scripts.networks.hr_decoder import HRDecoder

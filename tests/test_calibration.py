@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from PIL import Image
-
 from scripts.evaluation.calibration import CalibrationReport, PixelBins
 from scripts.evaluation.metrics import best_iou, instance_scores
 from scripts.evaluation.report import EvaluationReport

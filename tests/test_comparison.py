@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from fakes import FakeVerb, open_verb
 from PIL import Image
-
 from scripts.errors import DataError, root_cause
 from scripts.experiments.comparison import Comparison, bootstrap_interval, compare_pairs, summarise_variants
 from scripts.experiments.experiment import Experiment

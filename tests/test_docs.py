@@ -12,7 +12,6 @@ import monai.bundle
 import pytest
 from conftest import BUNDLE, REPO
 from monai.bundle import ConfigParser
-
 from scripts.setup_run import unknown_keys
 
 WRITTEN = ("bundle/output", "models/model.ts", "models/model.onnx")  # by commands of the docs

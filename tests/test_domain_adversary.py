@@ -5,7 +5,6 @@ import torch
 from fakes import TinyEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.domain_adversary import (
     CGRL,

@@ -13,8 +13,6 @@ from fakes import TinyEncoder, open_verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from slides import make_drawing, save_slide, segment_slide
-
 from scripts.data.synthetic import DOMAINS, synthetic_tile
 from scripts.errors import DataError
 from scripts.inference.domain_distance import DomainDistance
@@ -24,6 +22,7 @@ from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.model_file import add_to_model_file, load_model, read_model_file, save_model
 from scripts.networks.sam_encoders import build_encoder
 from scripts.training.domain_statistics import few_of_each_domain
+from slides import make_drawing, save_slide, segment_slide
 
 CENTRES = np.array([[0.0] * 6, [8.0] * 6])
 

@@ -6,8 +6,6 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import default_collate
-
 from scripts.data.domains import (
     auxiliary_domains,
     check_domains,
@@ -17,6 +15,7 @@ from scripts.data.domains import (
     training_domains,
 )
 from scripts.errors import DataError
+from torch.utils.data import default_collate
 
 
 def add_pairs(folder, names):

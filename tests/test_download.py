@@ -9,7 +9,6 @@ import threading
 
 import archives
 import pytest
-
 from scripts.data.preparing import prepare
 from scripts.data.published.download import download_dataset, fetch
 from scripts.errors import DataError

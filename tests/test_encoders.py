@@ -8,9 +8,6 @@ import torch
 import torch.nn.functional as F
 from fakes import randomised
 from PIL import Image
-from skimage.measure import regionprops
-from torch import nn
-
 from scripts.networks.sam_encoders import (
     BACKBONES,
     PIXEL_MEAN,
@@ -22,6 +19,8 @@ from scripts.networks.sam_encoders import (
 )
 from scripts.networks.tiny_vit import ConvNorm, WindowAttention
 from scripts.networks.weights import load_encoder
+from skimage.measure import regionprops
+from torch import nn
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from monai.bundle import ConfigParser
-
 from scripts.errors import DataError
 from scripts.experiments.plan import plan_children
 from scripts.experiments.verbs import BundleVerb, VerbFailed

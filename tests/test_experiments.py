@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from fakes import FakeVerb, open_verb
 from ignite.engine import Engine, Events
-
 from scripts.errors import DataError
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child

@@ -11,7 +11,6 @@ import torch
 from fakes import open_verb
 from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from PIL import Image
-
 from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
 from scripts.networks.exported import load_network

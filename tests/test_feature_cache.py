@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from monai.data import DataLoader
 from monai.transforms import Compose, RandGaussianNoised
 from PIL import Image
-from torch import nn
-
 from scripts.data.augment import RandCropAffined, RandStaind
 from scripts.data.encoding import DrawVariant, EncodeFeatures, RandFeatureCrop
 from scripts.data.feature_cache import FeatureDataset, cache_usage, describe, training_dataset
@@ -24,6 +22,7 @@ from scripts.data.transforms import SplitTargetsd, ToTargetMppd
 from scripts.errors import DataError
 from scripts.networks.sam_encoders import build_encoder
 from scripts.networks.weights import load_encoder
+from torch import nn
 
 
 class PoolingEncoder(nn.Module):

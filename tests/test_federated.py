@@ -8,7 +8,6 @@ from fakes import tiny_encoder
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
-
 from scripts.data.synthetic import make_synthetic
 
 ROUNDS = 2

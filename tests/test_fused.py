@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
 from scripts.networks import fused
 from scripts.networks.fused import convolution, linear
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from fakes import TinyEncoder
-
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import SIZES, HRDecoder
 

@@ -11,7 +11,6 @@ from monai.data import MetaTensor
 from PIL import Image
 from scipy import ndimage
 from scipy.special import logit
-
 from scripts.evaluation.metrics import instance_scores
 from scripts.inference.instances import LogitsToInstancesd, logits_to_instances
 

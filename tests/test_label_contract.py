@@ -12,10 +12,9 @@ from fakes import tiny_bundle, tiny_model
 from label_server import missing_package
 from monai.bundle import ConfigParser
 from PIL import Image
-from slides import make_drawing
-
 from scripts.data.synthetic import ensure_dataset
 from scripts.inference.label_maps import ServedLabelMapd
+from slides import make_drawing
 
 REPO = Path(__file__).resolve().parents[1]
 needs_label = pytest.mark.skipif(missing_package() is not None, reason=f"{missing_package()} is not installed")

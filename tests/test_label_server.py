@@ -17,9 +17,8 @@ import requests
 from fakes import open_verb, tiny_bundle
 from label_server import LabelServer, missing_package
 from PIL import Image
-from slides import make_drawing, save_slide
-
 from scripts.data.synthetic import ensure_dataset
+from slides import make_drawing, save_slide
 
 REPO = Path(__file__).resolve().parents[1]
 pytestmark = [

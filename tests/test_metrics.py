@@ -12,7 +12,6 @@ from hypothesis.extra.numpy import arrays
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.metrics import PanopticQualityMetric
-
 from scripts.evaluation.handlers import PenalisedHausdorff
 from scripts.evaluation.metrics import hausdorff_distance, image_metrics, instance_scores
 

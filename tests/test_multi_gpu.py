@@ -12,7 +12,6 @@ import mlflow
 import pytest
 import torch
 from fakes import open_verb, tiny_encoder
-
 from scripts.data.synthetic import make_synthetic
 from scripts.networks.model_file import read_model_file
 

@@ -18,13 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
-from skimage.measure import regionprops
-
 from scripts.data.synthetic import DOMAINS, synthetic_tile
 from scripts.inference.geojson import NucleusFormat, write_nuclei
 from scripts.inference.label_maps import save_label_map
 from scripts.inference.nuclei import describe_nuclei
 from scripts.inference.outputs import PredictionWriter
+from skimage.measure import regionprops
 
 
 @pytest.fixture(scope="module")

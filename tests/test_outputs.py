@@ -14,7 +14,6 @@ from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Lambda
 from PIL import Image
-
 from scripts.errors import DataError
 from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset, output_names
 

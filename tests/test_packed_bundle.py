@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from monai.bundle import push_to_hf_hub
 from PIL import Image
-
 from scripts.data.synthetic import DOMAINS, synthetic_tile
 from scripts.sharing.packing import bundle_files, pack
 

@@ -5,7 +5,6 @@ import pytest
 from archives import PLACES, octagon, octagon_ring
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scripts.data.polygons import Outline, rasterise
 from scripts.errors import DataError
 

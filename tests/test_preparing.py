@@ -14,7 +14,6 @@ import pytest
 from archives import known_sample, octagon_ring, same_nuclei, save
 from fakes import open_verb
 from PIL import Image
-
 from scripts.data.label_shift import common_shift, label_shift
 from scripts.data.preparing import prepare
 from scripts.data.readers import read_image, read_label

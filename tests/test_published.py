@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from archives import known_sample, same_nuclei, save
 from layouts import WRITERS, write_conic, write_monuseg, write_nuinsseg
-
 from scripts.data.domains import domain_list, load_items
 from scripts.data.preparing import prepare
 from scripts.data.published.coco import decode_counts

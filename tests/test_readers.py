@@ -10,7 +10,6 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-
 from scripts.data.readers import LoadNucleid, read_image, read_label
 from scripts.errors import DataError
 

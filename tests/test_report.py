@@ -12,7 +12,6 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from PIL import Image
-
 from scripts.evaluation.metrics import image_metrics
 from scripts.evaluation.overlays import overlay
 from scripts.evaluation.report import EvaluationReport, summarise

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fakes import randomised
-
 from scripts.networks import sam_attention
 from scripts.networks.sam_encoders import SamViT, sam_modeling
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import Dataset
 from monai.transforms import RandGaussianNoise
-from torch.utils.data import DataLoader
-
 from scripts.data.sampling import DomainBalancedSampler, SeededDataset
+from torch.utils.data import DataLoader
 
 sizes = st.lists(st.integers(1, 23), min_size=2, max_size=5)  # of the domains, the primary's first
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, create_workflow, load, verify_metadata, verify_net_in_out
 from packaging.requirements import Requirement
-
 from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
 from scripts.networks.model_file import read_model_file
@@ -134,7 +133,7 @@ def test_configs_are_printed_as_the_zoo_wants(bundle_root):
     "tool",
     [
         "black --check --quiet --line-length 120 --skip-magic-trailing-comma",
-        "isort --check --profile black --line-length 120 -p scripts",
+        "isort --check --profile black --line-length 120 -o scripts",
         "flake8 --max-line-length 120 --select B,C,E,F,N,P,T4,W,B9 --ignore E203,E501,E741,W503,W504,C408,N812,B023",
     ],
 )

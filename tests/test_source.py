@@ -7,7 +7,6 @@ import stat
 import zipfile
 
 import pytest
-
 from scripts.data.preparing import prepare
 from scripts.data.published import source as source_module
 from scripts.data.published.source import check_archive, open_source

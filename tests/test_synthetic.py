@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
-from skimage.color import rgb2hed
-
 from scripts.data.domains import domain_list, domain_names, load_items
 from scripts.data.readers import read_image, read_label
 from scripts.data.synthetic import ensure_dataset, make_synthetic
 from scripts.errors import DataError
+from skimage.color import rgb2hed
 
 SMALL = {"training": 2, "validation": 1, "testing": 1}
 

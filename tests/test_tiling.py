@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from fakes import TinyEncoder
 from monai.data import MetaTensor
-
 from scripts.inference.tiling import TileInferer
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder

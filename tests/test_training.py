@@ -10,7 +10,6 @@ import pytest
 import torch
 from fakes import tiny_model
 from ignite.engine import Events
-
 from scripts.errors import DataError, root_cause
 from scripts.networks.domain_reference import DomainReference
 from scripts.networks.model_file import read_model_file

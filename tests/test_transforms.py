@@ -5,7 +5,6 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
-
 from scripts.data.transforms import SplitTargetsd, ToInputSized, ToTargetMppd, normalised_distance
 
 

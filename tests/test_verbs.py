@@ -15,7 +15,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from PIL import Image
-
 from scripts.networks.model_file import load_model, read_model_file
 from scripts.setup_run import unknown_keys
 

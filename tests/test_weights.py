@@ -6,7 +6,6 @@ from urllib.error import URLError
 
 import pytest
 import torch
-
 from scripts.errors import DataError
 from scripts.networks import weights
 from scripts.networks.sam_encoders import build_encoder, fingerprint

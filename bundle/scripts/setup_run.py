@@ -12,7 +12,6 @@ from typing import Any
 import ignite.distributed as idist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
-
 from scripts.errors import DataError, root_cause
 from scripts.files import write_json
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
-
 from scripts.errors import DataError, root_cause
 
 __all__ = ["told_to_client"]

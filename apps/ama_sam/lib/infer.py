@@ -14,7 +14,6 @@ from lib.studies import Studies, known_mpp_of, slide_of
 from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
-
 from scripts.errors import DataError
 from scripts.inference.geojson import NucleusFormat, write_nuclei
 from scripts.inference.label_maps import save_label_map

@@ -9,7 +9,6 @@ from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
-
 from scripts.data.published import asap_xml
 from scripts.data.published.layouts import Sample
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix, read_image, read_label

@@ -11,7 +11,6 @@ import monai.bundle
 from lib.studies import Studies, known_mpp_of, label_map
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list, name_to_device
-
 from scripts.data.domains import LABELLED, auxiliary_domains
 from scripts.errors import DataError
 from scripts.inference.label_maps import save_label_map

@@ -5,7 +5,6 @@ import logging
 from lib.infer import SegmentNuclei
 from lib.studies import Studies, slide_of
 from monailabel.interfaces.tasks.strategy import Strategy
-
 from scripts.errors import DataError, root_cause
 from scripts.files import sha256_of
 

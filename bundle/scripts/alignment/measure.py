@@ -5,13 +5,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
-
 from scripts.alignment.features import REGIONS
 from scripts.alignment.mmd import group_discrepancy
 from scripts.alignment.probe import Accuracy, a_distance, balanced_accuracy, probe
 from scripts.alignment.verdict import judge, undetermined
 from scripts.alignment.windows import IMAGE_STATISTICS
+from threadpoolctl import threadpool_limits
 
 __all__ = ["WindowSamples", "describe", "measure"]
 

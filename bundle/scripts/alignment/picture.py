@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.preprocessing import StandardScaler
-
 from scripts.alignment.measure import WindowSamples
+from sklearn.preprocessing import StandardScaler
 
 __all__ = ["draw", "principal_components"]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-
 from scripts.alignment.markdown import markdown
 from scripts.alignment.measure import WindowSamples, describe, measure
 from scripts.alignment.picture import draw

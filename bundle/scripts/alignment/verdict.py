@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from scripts.alignment.probe import Accuracy
 
 __all__ = ["Verdict", "judge", "short", "undetermined"]

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 from monai.transforms import Transform
-
 from scripts.data.domains import check_domains, load_items
 from scripts.errors import DataError
 

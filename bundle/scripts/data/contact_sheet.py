@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
 from scripts.data.readers import read_image, read_label
 from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path

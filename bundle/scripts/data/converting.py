@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
 from scripts.data.label_shift import label_shift
 from scripts.data.leakage import to_text
 from scripts.data.polygons import Finding

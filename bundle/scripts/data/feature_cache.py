@@ -18,14 +18,13 @@ import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose, Randomizable, RandomizableTrait
 from monai.utils import convert_to_tensor
-from tqdm import tqdm
-
 from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
 from scripts.data.readers import related_files
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
 from scripts.networks.sam_encoders import FrozenEncoder, fingerprint
+from tqdm import tqdm
 
 __all__ = ["FeatureDataset", "cache_usage", "describe", "training_dataset"]
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-
 from scripts.data.domains import load_items
 from scripts.data.published.layouts import TCGA_PATIENT
 from scripts.data.readers import read_image

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from skimage.draw import polygon as even_odd_polygon
-
 from scripts.errors import DataError
+from skimage.draw import polygon as even_odd_polygon
 
 __all__ = ["Finding", "Instances", "Outline", "rasterise"]
 

@@ -11,8 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
 from scripts.data.contact_sheet import write_contact_sheet
 from scripts.data.converting import Task, convert, file_names
 from scripts.data.domains import SPLITS
@@ -27,6 +25,7 @@ from scripts.data.splitting import assign_splits, published_splits
 from scripts.data.verifying import COLUMNS, problem, verify
 from scripts.errors import DataError
 from scripts.files import read_json, write_json, write_table
+from tqdm import tqdm
 
 __all__ = ["prepare"]
 

@@ -14,9 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image, ImageOps
 from scipy import ndimage
-from skimage.segmentation import relabel_sequential
-
 from scripts.errors import DataError
+from skimage.segmentation import relabel_sequential
 
 __all__ = ["IMAGE_SUFFIXES", "LoadNucleid", "file_suffix", "read_image", "read_label", "related_files", "whole_numbers"]
 

@@ -12,7 +12,6 @@ import numpy as np
 import openslide
 import tifffile
 from PIL import Image
-
 from scripts.errors import DataError
 
 __all__ = ["Slide", "open_slide"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-
 from scripts.errors import DataError
 from scripts.files import write_json
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import torch
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
-
 from scripts.evaluation.metrics import hausdorff_distance
 
 __all__ = ["PenalisedHausdorff", "PenalisedHausdorffMetric"]

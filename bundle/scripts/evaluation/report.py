@@ -10,7 +10,6 @@ import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from PIL import Image
-
 from scripts.evaluation.metrics import image_metrics, known_mpp
 from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path, write_json, write_table

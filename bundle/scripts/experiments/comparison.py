@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import bootstrap
-
 from scripts.errors import DataError
 from scripts.experiments.plots import plot_differences, plot_low_data, plot_scores
 from scripts.experiments.results import Results, read_results

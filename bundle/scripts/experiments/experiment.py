@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow.entities import Run
-from tqdm import tqdm
-
 from scripts.data.domains import SPLITS
 from scripts.errors import DataError
 from scripts.experiments.plan import Child
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import read_json, write_json
 from scripts.tracking.experiments import ExperimentStore
+from tqdm import tqdm
 
 __all__ = ["Experiment"]
 

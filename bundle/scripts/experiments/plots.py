@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure  # not pyplot: no global state, no display needed
-
 from scripts.experiments.results import Results
 from scripts.experiments.tables import arrow
 

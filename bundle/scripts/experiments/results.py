@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
-
 from scripts.errors import DataError
 from scripts.experiments.plan import ALL_GROUPS
 from scripts.tracking.experiments import ExperimentStore

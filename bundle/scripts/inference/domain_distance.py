@@ -5,10 +5,9 @@ import os
 
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
-
 from scripts.networks.domain_reference import DomainReference, DomainScore, window_features
 from scripts.networks.model_file import read_model_file
+from torch import nn
 
 __all__ = ["DomainDistance"]
 

@@ -6,7 +6,6 @@ import os
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-
 from scripts.files import atomic_path
 from scripts.inference.slide_tiles import TissueMap
 

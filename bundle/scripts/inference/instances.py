@@ -9,10 +9,9 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
+from scripts.evaluation.metrics import known_mpp
 from skimage.measure import label as connected_components
 from skimage.morphology import h_maxima
-
-from scripts.evaluation.metrics import known_mpp
 
 __all__ = ["LogitsToInstancesd", "logits_to_instances"]
 

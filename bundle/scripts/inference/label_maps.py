@@ -9,7 +9,6 @@ import numpy as np
 import tifffile
 from monai.transforms import MapTransform
 from PIL import Image
-
 from scripts.files import atomic_path
 
 __all__ = ["LABEL_FORMATS", "PNG_LEVEL", "ServedLabelMapd", "save_label_map"]

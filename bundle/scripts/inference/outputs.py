@@ -14,8 +14,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
 from PIL import Image
-from torch.utils.data import get_worker_info
-
 from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
 from scripts.evaluation.metrics import known_mpp
@@ -24,6 +22,7 @@ from scripts.files import atomic_path, write_json, write_table
 from scripts.inference.geojson import NucleusFormat, write_nuclei
 from scripts.inference.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
 from scripts.inference.nuclei import describe_nuclei
+from torch.utils.data import get_worker_info
 
 __all__ = ["PredictionWriter", "TolerantDataset", "output_names"]
 

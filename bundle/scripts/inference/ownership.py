@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from scripts.inference.nuclei import Nucleus
 from scripts.inference.slide_tiles import Tile
 

@@ -12,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from scipy.special import expit
-
 from scripts.data.slides import Slide
 from scripts.inference.domain_distance import DomainDistance
 from scripts.inference.nuclei import Nucleus, describe_nuclei

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
 from scripts.errors import DataError
 
 __all__ = ["only_writer"]

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from scripts.data.slides import Slide, open_slide
 from scripts.errors import DataError
 from scripts.files import read_json, write_json, write_table
@@ -23,6 +21,7 @@ from scripts.inference.pipeline import SlideWindow, TilePipeline
 from scripts.inference.slide_lock import only_writer
 from scripts.inference.slide_tiles import Tile, TissueMap, make_tiles, parse_region
 from scripts.inference.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
+from tqdm import tqdm
 
 __all__ = ["SlideSegmenter"]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from scripts.inference.domain_distance import DomainDistance
 from scripts.inference.pipeline import SlideWindow
 from scripts.inference.slide_tiles import Tile, TissueMap

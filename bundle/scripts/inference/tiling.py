@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
-
 from scripts.inference.flips import FLIPS, flip_network
 
 __all__ = ["TileInferer"]

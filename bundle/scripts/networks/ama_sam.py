@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from scripts.networks.model_file import ABOUT
+from torch import nn
 
 __all__ = ["AMASAM"]
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
-from torch import nn
-
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.sam_encoders import sam_modeling
+from torch import nn
 
 __all__ = ["QuarterResolutionDecoder", "SAMMaskDecoder", "UNetDecoder"]
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import LedoitWolf
-
 from scripts.errors import DataError
+from sklearn.covariance import LedoitWolf
 
 __all__ = ["WINDOW", "DomainReference", "DomainScore", "window_features"]
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-
 from scripts.errors import DataError
 from scripts.networks.model_file import load_model
+from torch import nn
 
 __all__ = ["OnnxNetwork", "TorchScriptNetwork", "load_network"]
 

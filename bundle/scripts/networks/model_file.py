@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from scripts.errors import DataError
 from scripts.files import atomic_path
+from torch import nn
 
 __all__ = [
     "ABOUT",

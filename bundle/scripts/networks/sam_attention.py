@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from scripts.networks.fused import attend_rows, linear, onednn_applies
 from scripts.networks.tiny_vit import from_windows, to_windows
+from torch import Tensor, nn
 
 __all__ = ["FusedBlock", "attend", "position_table"]
 

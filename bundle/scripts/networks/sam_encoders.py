@@ -10,10 +10,9 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from scripts.networks.sam_attention import FusedBlock
 from scripts.networks.tiny_vit import TinyViT
+from torch import Tensor, nn
 
 __all__ = ["BACKBONES", "FrozenEncoder", "SamViT", "build_encoder", "fingerprint", "load_backbone", "sam_modeling"]
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from scripts.networks.fused import convolution, linear
+from torch import Tensor, nn
 
 __all__ = ["TinyViT", "from_windows", "to_windows"]
 

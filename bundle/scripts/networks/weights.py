@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.apps import download_url
-
 from scripts.errors import DataError
 from scripts.files import atomic_path
 from scripts.networks.model_file import split_about

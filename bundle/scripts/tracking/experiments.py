@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 
 from mlflow.entities import Run
-
 from scripts.errors import DataError
 from scripts.tracking.runs import TrackedRun
 

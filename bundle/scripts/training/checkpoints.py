@@ -9,7 +9,6 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-
 from scripts.errors import DataError
 from scripts.files import atomic_path
 from scripts.networks.model_file import save_model

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
-from torch import nn
-from tqdm import tqdm
-
 from scripts.alignment.windows import in_turn
 from scripts.errors import DataError, root_cause
 from scripts.networks.domain_reference import DomainReference, window_features
 from scripts.networks.model_file import add_to_model_file
+from torch import nn
+from tqdm import tqdm
 
 __all__ = ["DomainStatistics", "few_of_each_domain"]
 

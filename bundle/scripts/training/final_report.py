@@ -9,7 +9,6 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import load_model, read_model_file
 

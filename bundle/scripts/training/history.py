@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from ignite.engine import Engine, Events
-
 from scripts.files import atomic_path, write_table
 
 __all__ = ["History"]

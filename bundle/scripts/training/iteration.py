@@ -7,7 +7,6 @@ import torch
 from monai.engines import SupervisedTrainer
 from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
-
 from scripts.networks.domain_adversary import AdversarialModel
 from scripts.training.self_test import gradient_self_test
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-
 from scripts.networks.domain_adversary import AdversarialModel
 
 __all__ = ["AdversaryError", "gradient_self_test"]

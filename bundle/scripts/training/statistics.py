@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ignite.engine import Engine, Events
-
 from scripts.processes import gather
 
 __all__ = ["EpochStatistics"]

@@ -5,7 +5,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 import numpy as np
-
 from scripts.data.polygons import Finding, Instances, Outline, rasterise
 from scripts.data.published.layouts import Sample
 from scripts.errors import DataError

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from scripts.data.polygons import Finding, Instances, Outline, rasterise
 from scripts.data.published.aperio_xml import parse_xml
 from scripts.data.published.layouts import Sample

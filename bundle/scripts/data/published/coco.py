@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-
 from scripts.data.polygons import Finding, Instances, Outline, rasterise
 from scripts.data.published.layouts import Sample, Skipped, check_part, compile_pattern
 from scripts.data.published.mask_per_nucleus import merge_masks

@@ -7,10 +7,9 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from scripts.data.published.source import sha256_of
 from scripts.errors import DataError
+from tqdm import tqdm
 
 __all__ = ["download_dataset", "fetch"]
 

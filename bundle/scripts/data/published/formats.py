@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from scripts.data.polygons import Instances
 from scripts.data.published import aperio_xml, asap_xml, coco, geojson, label_images, mask_per_nucleus, npy_stacks
 from scripts.data.published.layouts import Sample, Skipped, find_pairs

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 from scipy.io import loadmat
-
 from scripts.data.polygons import MAX_INSTANCES, Finding, Instances
 from scripts.data.published.layouts import Sample
 from scripts.data.readers import read_image, read_label, whole_numbers

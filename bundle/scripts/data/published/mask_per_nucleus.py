@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
 from scripts.data.polygons import MAX_INSTANCES, Finding, Instances
 from scripts.data.published.layouts import Sample
 from scripts.data.readers import read_image

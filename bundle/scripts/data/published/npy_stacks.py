@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-
 from scripts.data.polygons import Finding, Instances
 from scripts.data.published.label_images import compact
 from scripts.data.published.layouts import Sample

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from monai.apps.utils import extractall
-
 from scripts.errors import DataError
 
 __all__ = ["Source", "check_archive", "fingerprint", "list_folder", "open_source", "sha256_of"]
