@@ -125,7 +125,7 @@ def test_settings_that_cannot_work_are_told(align, tmp_path, overrides, message)
 
 def test_the_config_builds_the_network_of_the_others_and_has_nothing_dead(bundle_root):
     configs = [ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json") for c in ("evaluate", "align")]
-    for key in ("network_def", "network", "domains", "backbone", "decoder_size", "aligned_stride", "target_mpp"):
+    for key in ("network_def", "domains", "backbone", "decoder_size", "aligned_stride", "target_mpp"):
         assert configs[0][key] == configs[1][key], key
     parser = ConfigParser(configs[1])
     parser.resolve_macro_and_relative_ids()
