@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--split", default="testing", choices=("validation", "testing"))
     parser.add_argument("--max_epochs", type=int, default=6)
     parser.add_argument("--batches_per_epoch", type=int, default=20)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     table = arguments.output_dir / "adaptation.csv"

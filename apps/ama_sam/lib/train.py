@@ -48,7 +48,7 @@ class TrainOnLabelled(BundleTrainTask):
             "mode": ["ama", "joint", "grl", "single"] if self.conf.get("auxiliary_dir") else ["single"],
             "max_epochs": 6,
             "batches_per_epoch": 20,
-            "learning_rate": 0.0005,
+            "learning_rate": 0.00005,
             "seed": 0,
             "val_split": 0.2,
             "publish": ["better", "always"],

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
+from scripts.data.datalists import (
+    SPLITS,
+    check_files,
+    find_datalist,
+    is_domain,
+    list_entries,
+    read_object,
+    stem_of,
+)
 from scripts.errors import DataError
-from scripts.files import read_json
 
 __all__ = [
     "LABELLED",
@@ -21,8 +27,6 @@ __all__ = [
     "training_domains",
 ]
 
-SPLITS = ("training", "validation", "testing")
-DECATHLON_KEYS = {"training": "training", "validation": "validation", "testing": "test"}
 GROUP_KEYS = ("patient", "field", "group")
 REQUIRED_KEYS = {"name", "role", "root"}
 OPTIONAL_KEYS = {"datalist", "mpp"}
@@ -59,7 +63,7 @@ def domain_list(
     if primary is None:
         raise DataError(folder, "which domain is the primary is not said", f"Set primary to its name. {there}")
     if auxiliary == "all":
-        others = [name for name in found if name != primary and _entries(folder / name, None, "training")]
+        others = [name for name in found if name != primary and list_entries(folder / name, None, "training")]
     elif isinstance(auxiliary, str):
         others = [name.strip() for name in auxiliary.split(",") if name.strip() not in ("", "none")]
     else:
@@ -85,7 +89,7 @@ def auxiliary_domains(dataset_dir: str | os.PathLike, names: str = "all") -> lis
     folder = Path(dataset_dir)
     found = _find_domains(folder)
     if names == "all":
-        chosen = [name for name in found if _entries(folder / name, None, "training")]
+        chosen = [name for name in found if list_entries(folder / name, None, "training")]
     else:
         chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
@@ -195,11 +199,11 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
         root, name = Path(domain["root"]), domain["name"]
         if not root.is_dir():
             raise DataError(root, f"the folder of domain '{name}' does not exist", "Correct its root.")
-        entries = _entries(root, domain.get("datalist"), split)
+        entries = list_entries(root, domain.get("datalist"), split)
         if split == "training" and not entries:
             mend = f"Give it a training part or take '{name}' out of the domain list."
             raise DataError(root, f"domain '{name}' has no training item", mend)
-        _check_files(entries, root)
+        check_files(entries, root)
         mpp = domain.get("mpp") or _stored_mpp(root) or math.nan
         part = [
             {
@@ -222,10 +226,10 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
 def _find_domains(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(folder, "there is no such folder", "Set dataset_dir to the folder that holds your domains.")
-    if _is_domain(folder):
+    if is_domain(folder):
         mend = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
         raise DataError(folder, "this is a domain itself, not a folder of domains", mend)
-    found = [path.name for path in sorted(folder.iterdir()) if _is_domain(path)]
+    found = [path.name for path in sorted(folder.iterdir()) if is_domain(path)]
     if not found:
         mend = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
         raise DataError(folder, "no domain folder found", mend)
@@ -237,29 +241,18 @@ def _domain(root: Path, role: str) -> dict:
         "name": root.name,
         "role": role,
         "root": str(root),
-        "datalist": _find_datalist(root),
+        "datalist": find_datalist(root),
         "mpp": _stored_mpp(root),
     }
 
 
 def _group(entry: dict) -> str:
-    return str(next((entry[key] for key in GROUP_KEYS if key in entry), _stem(Path(entry["image"]))))
-
-
-def _stem(path: Path) -> str:
-    return path.name[: -len(file_suffix(path))]
-
-
-def _read_object(path: Path) -> dict:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(path, "the file does not hold a JSON object", 'Write {"training": [...], ...}.')
-    return content
+    return str(next((entry[key] for key in GROUP_KEYS if key in entry), stem_of(Path(entry["image"]))))
 
 
 def _stored_mpp(root: Path) -> float | None:
     path = root / "dataset.json"
-    mpp = _read_object(path).get("mpp") if path.is_file() else None
+    mpp = read_object(path).get("mpp") if path.is_file() else None
     if mpp is not None and not (isinstance(mpp, (int, float)) and mpp > 0):
         raise DataError(path, f"mpp {mpp!r} is not a positive number", "Give micrometres per pixel, or leave it out.")
     return mpp
@@ -268,93 +261,5 @@ def _stored_mpp(root: Path) -> float | None:
 def _default_primary(folder: Path, found: list[str]) -> str | None:
     path = folder / "domains.json"
     if path.is_file():
-        return _read_object(path).get("primary")
+        return read_object(path).get("primary")
     return found[0] if len(found) == 1 else None
-
-
-def _find_datalist(root: Path) -> str | None:
-    if (root / "split.json").is_file():
-        return "split.json"
-    if (root / "dataset.json").is_file() and "training" in _read_object(root / "dataset.json"):
-        return "dataset.json"
-    return None
-
-
-def _is_domain(root: Path) -> bool:
-    if not root.is_dir() or root.name.startswith("."):
-        return False
-    pairs = (root, root / "training")
-    return _find_datalist(root) is not None or any((p / "images").is_dir() and (p / "labels").is_dir() for p in pairs)
-
-
-def _entries(root: Path, datalist: str | Mapping | None, split: str) -> list[dict]:
-    """Entries of one split with absolute or root-joined paths, from the datalist or the folders."""
-    if isinstance(datalist, Mapping):
-        return _datalist_entries(root, root, datalist, split)
-    datalist = datalist or _find_datalist(root)
-    if datalist is not None:
-        return _datalist_entries(root, root / datalist, _read_object(root / datalist), split)
-    if any((root / part / "images").is_dir() for part in SPLITS):
-        return _folder_entries(root / split)
-    entries = sorted(
-        _folder_entries(root), key=lambda entry: hashlib.sha256(_stem(Path(entry["image"])).encode()).hexdigest()
-    )
-    count = len(entries)
-    validation = max(round(0.15 * count), 1) if count > 1 else 0
-    testing = round(0.15 * count)
-    parts = {"validation": entries[:validation], "testing": entries[validation : validation + testing]}
-    parts["training"] = entries[validation + testing :]
-    return sorted(parts[split], key=lambda entry: entry["image"])
-
-
-def _datalist_entries(root: Path, path: Path, content: Mapping, split: str) -> list[dict]:
-    if not any(key in content for key in (*SPLITS, "test")):
-        raise DataError(path, "no part of the data is listed", f"Give one or more of {', '.join(SPLITS)}.")
-    listed = content.get(split, content.get(DECATHLON_KEYS[split], []))
-    if not isinstance(listed, list):
-        raise DataError(path, f"'{split}' is not a list", 'Write [{"image": ..., "label": ...}, ...].')
-    entries = []
-    for entry in listed:
-        if not (
-            isinstance(entry, dict) and isinstance(entry.get("image"), str) and isinstance(entry.get("label"), str)
-        ):
-            raise DataError(path, f"entry {entry!r} of '{split}' lacks an image or a label", "Give a path to both.")
-        parts = [part for part in (*SPLITS, "test") if entry in content.get(part, ())]
-        if len(parts) > 1:
-            raise DataError(path, f"{entry['image']} is in {' and '.join(parts)}", "List every image in one part only.")
-        entries.append({**entry, "image": str(root / entry["image"]), "label": str(root / entry["label"])})
-    return entries
-
-
-def _folder_entries(folder: Path) -> list[dict]:
-    images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
-    for have, lack, what in ((images, labels, "label"), (labels, images, "image")):
-        alone = sorted(str(path) for stem, path in have.items() if stem not in lack)
-        if alone:
-            mend = f"Put a {what} of the same name into {folder / (what + 's')}, or take the file out."
-            raise DataError(alone[0], f"no {what} belongs to it{_more(alone)}", mend)
-    return [{"image": str(images[stem]), "label": str(labels[stem])} for stem in sorted(images)]
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or file_suffix(path) not in IMAGE_SUFFIXES:
-            continue
-        if _stem(path) in files:
-            raise DataError(path, f"{files[_stem(path)].name} has the same name", "Keep one of the two.")
-        files[_stem(path)] = path
-    return files
-
-
-def _check_files(entries: Iterable[dict], root: Path) -> None:
-    missing = [entry[key] for entry in entries for key in ("image", "label") if not os.path.isfile(entry[key])]
-    if missing:
-        raise DataError(missing[0], f"the file is listed but missing{_more(missing)}", f"Copy it to {root}.")
-
-
-def _more(paths: Sequence[str]) -> str:
-    if len(paths) == 1:
-        return ""
-    shown = ", ".join(Path(path).name for path in paths[1:4])
-    return f" (likewise {shown}{' and others' if len(paths) > 4 else ''})"
