@@ -5,15 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from scripts.data.datalists import (
-    SPLITS,
-    check_files,
-    find_datalist,
-    is_domain,
-    list_entries,
-    read_object,
-    stem_of,
-)
+from scripts.data.datalists import SPLITS, check_files, find_datalist, is_domain, list_entries, read_object, stem_of
 from scripts.errors import DataError
 
 __all__ = [
