@@ -111,7 +111,7 @@ class CalibrationReport:
             spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
             bins, domain = PixelBins(probability, label), batch_item["domain_name"]
             item["calibration"] = {"ece": bins.ece, "brier": bins.brier}
-            self._pixels[domain] = self._pixels[domain] + bins if domain in self._pixels else bins
+            self._count(domain, bins)
             about = {"file": str(batch_item["image"].meta["filename_or_obj"]), "domain": domain}
             values = {**nucleus_means(instances, probability, spread), "iou": best_iou(instances, label)}
             self._nuclei += [
@@ -129,7 +129,10 @@ class CalibrationReport:
         self._nuclei, self._images = ([one for part in parts for one in part] for parts in (nuclei, images))
         self._pixels = {}
         for domain, bins in (item for part in pixels for item in part.items()):
-            self._pixels[domain] = self._pixels[domain] + bins if domain in self._pixels else bins
+            self._count(domain, bins)
+
+    def _count(self, domain: str, bins: PixelBins) -> None:
+        self._pixels[domain] = self._pixels[domain] + bins if domain in self._pixels else bins
 
     def _finish(self, engine: Engine) -> None:
         self._gather()

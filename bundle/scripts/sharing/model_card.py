@@ -9,6 +9,7 @@ from typing import Any
 
 from scripts.errors import DataError
 from scripts.files import atomic_path, read_json
+from scripts.markdown import markdown_table
 
 __all__ = ["eval_metrics", "metrics_table", "record_metrics"]
 
@@ -73,11 +74,11 @@ def eval_metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The Markdown table of :func:`eval_metrics`, one line for each domain."""
-    lines = [["test part", "images", *COLUMNS, "undefined"], ["---"] * (len(COLUMNS) + 3)]
+    rows = []
     for name, values in metrics.items():
         cells = [
             f"{values[f'{metric}_mean']:.{decimals}f} ± {values[f'{metric}_std']:.{decimals}f}"
             for metric, decimals in COLUMNS.values()
         ]
-        lines.append([f"`{name}`", str(values["images"]), *cells, str(values["undefined"])])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        rows.append([f"`{name}`", str(values["images"]), *cells, str(values["undefined"])])
+    return markdown_table(["test part", "images", *COLUMNS, "undefined"], rows) + "\n"
