@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -141,6 +142,7 @@ class FakeVerb(BundleVerb):
         fails: names of runs that fail at once.
         stops_after: run name -> number of epochs after which ``error`` is raised.
         refuses_checkpoint: resuming fails.
+        meets: barrier at which every run waits for others.
         images: of the evaluation, by domain.
         score: settings and image -> Dice.
     """
@@ -154,17 +156,21 @@ class FakeVerb(BundleVerb):
         stops_after: dict | None = None,
         error: type[BaseException] = VerbFailed,
         refuses_checkpoint: bool = False,
+        meets: threading.Barrier | None = None,
         images: dict | None = None,
         score=lambda settings, image: 0.5,
     ) -> None:
         super().__init__(verb, f"{verb}.json", settings or {"max_epochs": 1})
         self.epochs, self.fails, self.stops_after, self.error = epochs, fails, stops_after or {}, error
         self.refuses_checkpoint, self.images, self.score = refuses_checkpoint, images or {"tnbc": ["a", "b"]}, score
+        self.meets = meets
         self.calls: list[dict] = []
         self.epochs_done = 0
 
-    def run(self, folder: Path, settings: dict, config: str | None = None) -> None:
+    def run(self, folder: Path, settings: dict, config: str | None = None, threads: int | None = None) -> None:
         self.calls.append(settings)
+        if self.meets is not None:
+            self.meets.wait()
         folder.mkdir(parents=True, exist_ok=True)
         client, run_id, name = MlflowClient(settings["tracking_uri"]), settings["mlflow_run_id"], settings["run_name"]
         if name in self.fails or settings.get("resume") and self.refuses_checkpoint:

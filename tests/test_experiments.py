@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child
+from scripts.experiments.verbs import BundleVerb
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 
@@ -27,7 +30,7 @@ def uri(tmp_path_factory):
 def make(uri, request, tmp_path):
     """An experiment of this test's own, whose verbs are fakes that take no time."""
 
-    def make(children=(JOINT, AMA), split="testing", training=None, evaluating=None, name="tnbc") -> Experiment:
+    def make(children=(JOINT, AMA), split="testing", training=None, evaluating=None, name="tnbc", jobs=1) -> Experiment:
         return Experiment(
             store=ExperimentStore(uri, request.node.name, name),
             children=children,
@@ -36,6 +39,7 @@ def make(uri, request, tmp_path):
             split=split,
             primary="tnbc",
             output_dir=tmp_path / name,
+            jobs=jobs,
         )
 
     return make
@@ -139,6 +143,52 @@ def test_an_unfinished_child_of_other_settings_is_started_anew(make):
     again.run()
     assert [s["resume"] for s in again.training.calls] == [False]
     assert len(again.store.children(again.store.find_parent())) == 2, "the interrupted run keeps its own settings"
+
+
+def test_jobs_run_at_once(make):
+    # each waits for the other one: one after the other, the barrier would break
+    both = make(training=FakeVerb("training", meets=threading.Barrier(2, timeout=60)), jobs=2)
+    both.run()
+    assert {run.info.status for run in runs_of(both).values()} == {"FINISHED"}
+    with pytest.raises(DataError, match="jobs.*0"):
+        make(jobs=0)
+
+
+def test_a_job_that_fails_leaves_the_other_alone_and_one_that_is_interrupted_ends_all(make):
+    failing = make(training=FakeVerb("training", fails={"joint_seed0"}), jobs=2)
+    with pytest.raises(SystemExit, match="1 of 2 children failed: joint_seed0"):
+        failing.run()
+    assert {n: run.info.status for n, run in runs_of(failing).items()} == {
+        "joint_seed0": "FAILED",
+        "ama_seed0": "FINISHED",
+    }
+    children = [AMA, *(Child("grl", "grl", seed) for seed in range(20))]
+    stopping = FakeVerb("training", stops_after={"ama_seed0": 0}, error=KeyboardInterrupt)
+    interrupted = make(children, training=stopping, name="interrupted", jobs=2)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    assert runs_of(interrupted)["ama_seed0"].info.status == "KILLED"
+    assert len(stopping.calls) < len(children), "those that waited were not begun"
+
+
+def test_stopping_kills_the_verbs_process(tmp_path):
+    verb, ended = BundleVerb("hangs", str(tmp_path / "missing.json"), {}), []
+
+    def run() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            verb.run(tmp_path, {})
+        ended.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not verb._running:
+        time.sleep(0.01)
+    (process,) = verb._running
+    verb.stop()
+    thread.join(timeout=30)
+    assert ended and process.returncode == -9
+    with pytest.raises(KeyboardInterrupt):
+        verb.run(tmp_path, {})
 
 
 def test_another_split_evaluates_the_same_models(make):

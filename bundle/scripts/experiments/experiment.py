@@ -5,9 +5,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from mlflow.entities import Run
 from scripts.data.domains import SPLITS
 from scripts.errors import DataError
@@ -22,7 +24,7 @@ __all__ = ["Experiment"]
 
 class Experiment:
     """
-    Trains and evaluates children one after the other, each filed as one child run in MLflow.
+    Trains and evaluates children, each filed as one child run in MLflow.
 
     A child run carries the parameters, curves and artefacts of its training, and the metrics and ``metrics.csv`` of
     its evaluation. Run again, the experiment skips what is finished, goes on with what was interrupted (from its
@@ -39,6 +41,7 @@ class Experiment:
         split: evaluated part of the data; another split evaluates the same trained models in child runs of its own.
         primary: name of the primary domain.
         output_dir: folder of the children's folders.
+        jobs: how many children run at once; they share the processor's threads.
     """
 
     def __init__(
@@ -50,12 +53,17 @@ class Experiment:
         split: str,
         primary: str,
         output_dir: str | os.PathLike,
+        jobs: int = 1,
     ) -> None:
+        if jobs < 1:
+            raise DataError("jobs", f"{jobs} children cannot run at once", "Use 1 or more")
         if split not in SPLITS:
             raise DataError("split", f"there is no '{split}'", f"Use one of {', '.join(SPLITS)}")
         self.store, self.children = store, list(children)
         self.training, self.evaluating = training, evaluating
         self.split, self.primary, self.output_dir = split, primary, Path(output_dir)
+        self.jobs = jobs
+        self.threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
 
     def run(self) -> None:
         """
@@ -74,11 +82,7 @@ class Experiment:
             # the bar's time to go counts only what is run now
             bar = tqdm(total=len(self.children), initial=done, desc="experiment", unit="child", smoothing=0)
             with bar, _ended_by_sigterm():
-                for child, run in todo:
-                    bar.set_postfix_str(child.name)
-                    if not self._run_child(child, run, parent):
-                        failed.append(child.name)
-                    bar.update()
+                failed = self._run_children(todo, parent, bar)
             status = "FAILED" if failed else "FINISHED"
         except Exception:
             status = "FAILED"
@@ -120,6 +124,23 @@ class Experiment:
             "training": self.training.identity(_training_settings(child), child.config),
             "evaluating": self.evaluating.identity({**child.evaluating, "split": self.split}, child.config),
         }
+
+    def _run_children(self, todo: Sequence[tuple[Child, Run | None]], parent: Run, bar: tqdm) -> list[str]:
+        """Run them, ``jobs`` at a time; the names of those that failed."""
+        failed = []
+        with ThreadPoolExecutor(self.jobs) as workers:
+            names = {workers.submit(self._run_child, child, run, parent): child.name for child, run in todo}
+            try:
+                for future in as_completed(names):
+                    if not future.result():
+                        failed.append(names[future])
+                    bar.update()
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                self.training.stop()
+                self.evaluating.stop()
+                raise
+        return failed
 
     def _run_child(self, child: Child, run: Run | None, parent: Run) -> bool:
         """Train and evaluate a child; False when it failed."""
@@ -167,13 +188,13 @@ class Experiment:
         }
         resumed_from = _stamp(checkpoint)
         try:
-            self.training.run(folder, {**settings, "resume": resumed_from is not None}, child.config)
+            self.training.run(folder, {**settings, "resume": resumed_from is not None}, child.config, self.threads)
         except VerbFailed:
             # a checkpoint from which not one epoch can be done is of no use: from the start, then
             if resumed_from is None or _stamp(checkpoint) != resumed_from:
                 raise
             checkpoint.unlink()
-            self.training.run(folder, {**settings, "resume": False}, child.config)
+            self.training.run(folder, {**settings, "resume": False}, child.config, self.threads)
         write_json(state_file, {**state, "trained": True})
 
     def _evaluate(self, child: Child, folder: Path, run_id: str) -> None:
@@ -186,7 +207,7 @@ class Experiment:
             "mlflow_run_id": run_id,
             "tracking_uri": self.store.tracking_uri,
         }
-        self.evaluating.run(folder, settings, child.config)
+        self.evaluating.run(folder, settings, child.config, self.threads)
 
 
 def _training_settings(child: Child) -> dict:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class BundleVerb:
     ) -> None:
         self.verb, self.config_file = verb, str(config_file)
         self.settings, self.places = dict(settings), dict(places or {})
+        self._lock, self._running, self._stopped = threading.Lock(), set[subprocess.Popen](), False
 
     def identity(self, settings: Mapping[str, Any], config: str | None) -> dict[str, Any]:
         """What a run with these settings is made of, apart from places: plain values, and the config's content."""
@@ -44,18 +47,22 @@ class BundleVerb:
         # as it comes back from JSON, so that what is stored can be compared
         return json.loads(json.dumps({**self.settings, **settings, **content}, sort_keys=True, default=str))
 
-    def run(self, folder: Path, settings: Mapping[str, Any], config: str | None = None) -> None:
+    def run(
+        self, folder: Path, settings: Mapping[str, Any], config: str | None = None, threads: int | None = None
+    ) -> None:
         """
-        Run the verb and wait for it.
+        Run the verb and wait for it. Several threads may do so at once.
 
         Args:
             folder: takes ``<verb>_settings.json``, which is the last config file of the run and can be run by hand,
                 and ``<verb>.log``, all that it prints, appended.
             settings: keys of this run.
             config: config file between the verb's own and the settings.
+            threads: of the process on the CPU; None leaves that to PyTorch.
 
         Raises:
             VerbFailed: with the reason, when the process fails.
+            KeyboardInterrupt: when :meth:`stop` was called.
         """
         overlay = folder / f"{self.verb}_settings.json"
         write_json(overlay, {**self.places, **self.settings, **settings}, default=str)
@@ -64,11 +71,34 @@ class BundleVerb:
         with (folder / f"{self.verb}.log").open("a+", encoding="utf-8", errors="replace") as log:
             log.seek(0, 2)
             start = log.tell()
-            # killed with this process where that ends by an exception
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+            env = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            code = self._wait(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
             log.seek(start)
             if code:
                 raise VerbFailed(f"{self.verb}: {_reason(log.read(), code)}")
+
+    def stop(self) -> None:
+        """Kill what is running and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+    def _wait(self, command: list[str], **options: Any) -> int:
+        with self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt(f"{self.verb}: stopped")
+            process = subprocess.Popen(command, **options)
+            self._running.add(process)
+        try:
+            code = process.wait()
+        finally:
+            with self._lock:
+                process.kill()  # does nothing to one that has ended
+                self._running.discard(process)
+        if self._stopped:
+            raise KeyboardInterrupt(f"{self.verb}: stopped")
+        return code
 
 
 def _reason(printed: str, code: int) -> str:
