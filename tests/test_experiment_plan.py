@@ -23,6 +23,7 @@ def test_the_plan_is_every_variant_with_every_number_of_groups_and_seed():
         "joint_groups1_seed0", "mine_groups1_seed0", "joint_seed0", "mine_seed0",
         "joint_groups1_seed1", "mine_groups1_seed1", "joint_seed1", "mine_seed1",
     ]  # fmt: skip
+    assert plan_children(variants, [0, 1], [1, None], only="all") == plan_children(variants, [0, 1], [1, None])
     (child,) = plan_children(variants, 3, only="mine")
     assert child.training == {"lambda_max": 1}
     assert child.tags == {"variant": "mine", "mode": "ama", "seed": "3", "limit_groups": "all"}

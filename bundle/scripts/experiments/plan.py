@@ -64,7 +64,7 @@ def plan_children(
         variants: ``{"name", "mode"}``, optionally with ``config``, ``training`` and ``evaluating`` (see ``Child``).
         seeds: whole numbers, as a list, a comma-separated string or a single one.
         limit_groups: the same, where None or "all" is no limit.
-        only: names of the variants to run; None runs all.
+        only: names of the variants to run; None or "all" runs all.
 
     Raises:
         DataError: for a variant that is not there or not valid, a missing config file, or numbers that are none.
@@ -82,7 +82,7 @@ def plan_children(
         if config is not None and not os.path.isfile(config):
             raise DataError(config, f"the config of variant '{name}' does not exist", "Correct its path")
         by_name[name] = variant
-    chosen = list(by_name) if only is None else [str(name) for name in _listed(only)]
+    chosen = list(by_name) if only in (None, "all") else [str(name) for name in _listed(only)]
     for name in chosen:
         if name not in by_name:
             raise DataError("only", f"there is no variant '{name}'", f"There are {', '.join(by_name)}")
