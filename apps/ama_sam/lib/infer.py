@@ -17,7 +17,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from scripts.errors import DataError
 from scripts.inference.geojson import NucleusFormat, write_nuclei
 from scripts.inference.label_maps import save_label_map
-from scripts.inference.nuclei import Nucleus, describe_nuclei
+from scripts.inference.nuclei import Nucleus, binary_entropy, describe_nuclei
 from scripts.inference.slide_tiles import parse_region
 
 __all__ = ["SegmentNuclei"]
@@ -89,14 +89,12 @@ class SegmentNuclei(BundleInferTask):
     def entropy(self, path: str, mpp: float | None) -> float:
         """Mean binary entropy of an image's foreground probability, in bits: 0 sure, 1 undecided everywhere."""
         item = self._predict(path, {"mpp": mpp})
-        p = torch.as_tensor(item["pred"])[0].float().sigmoid()
-        return float((torch.special.entr(p) + torch.special.entr(1 - p)).mean() / np.log(2))
+        return float(binary_entropy(_probability(item)).mean())
 
     def _image_nuclei(self, path: str, region: list[int] | None, request: dict, geojson: Path) -> Path:
         item = self._segment(path, request)
         image, instances = np.asarray(item["image"]), np.asarray(item["instances"])[0]
-        probability = torch.as_tensor(item["pred"])[0].float().sigmoid().numpy()
-        nuclei = describe_nuclei(instances, probability, image)
+        nuclei = describe_nuclei(instances, _probability(item), image)
         if region is not None:
             nuclei = _within(nuclei, region)
         write_nuclei(nuclei, NucleusFormat(Path(path).name, known_mpp_of(item.get("mpp"))), geojson)
@@ -158,6 +156,11 @@ class SegmentNuclei(BundleInferTask):
 def _within(nuclei: list[Nucleus], region: list[int]) -> list[Nucleus]:
     x, y, width, height = region
     return [nucleus for nucleus in nuclei if x <= nucleus.x < x + width and y <= nucleus.y < y + height]
+
+
+def _probability(item: Mapping[str, Any]) -> np.ndarray:
+    """(H, W) foreground probability of what the network predicted."""
+    return torch.as_tensor(item["pred"])[0].float().sigmoid().numpy()
 
 
 def _device(request: dict) -> str:

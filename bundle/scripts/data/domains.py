@@ -50,44 +50,23 @@ def domain_list(
     """
     folder = Path(dataset_dir)
     found = _find_domains(folder)
-    there = f"Domains found: {', '.join(found)}."
     primary = primary or _default_primary(folder, found)
     if primary is None:
+        there = f"Domains found: {', '.join(found)}."
         raise DataError(folder, "which domain is the primary is not said", f"Set primary to its name. {there}")
-    if auxiliary == "all":
-        others = [name for name in found if name != primary and list_entries(folder / name, None, "training")]
-    elif isinstance(auxiliary, str):
-        others = [name.strip() for name in auxiliary.split(",") if name.strip() not in ("", "none")]
-    else:
-        others = list(auxiliary or ())
-    for name in (primary, *others):
-        if name not in found:
-            raise DataError(folder, f"there is no domain '{name}'", there)
-    roles = [(primary, "primary"), *((name, "auxiliary") for name in others)]
-    return check_domains([_domain(folder / name, role) for name, role in roles])
+    _check_found(folder, [primary], found)
+    return check_domains([_domain(folder / primary, "primary"), *_auxiliaries(folder, found, auxiliary, primary)])
 
 
-def auxiliary_domains(dataset_dir: str | os.PathLike, names: str = "all") -> list[dict]:
+def auxiliary_domains(dataset_dir: str | os.PathLike, auxiliary: str | Iterable[str] = "all") -> list[dict]:
     """
-    The auxiliary part of a domain list whose primary lies elsewhere, see :func:`domain_list`.
-
-    Args:
-        dataset_dir: the folder of domain folders.
-        names: ``"all"`` with training items, or some of them, separated by commas.
+    The auxiliary part of a domain list whose primary lies elsewhere; see :func:`domain_list`.
 
     Raises:
         DataError: for an unknown name, or when there is no domain.
     """
     folder = Path(dataset_dir)
-    found = _find_domains(folder)
-    if names == "all":
-        chosen = [name for name in found if list_entries(folder / name, None, "training")]
-    else:
-        chosen = [name.strip() for name in names.split(",") if name.strip()]
-    for name in chosen:
-        if name not in found:
-            raise DataError(folder, f"there is no domain '{name}'", f"Domains found: {', '.join(found)}.")
-    return [_domain(folder / name, "auxiliary") for name in chosen]
+    return _auxiliaries(folder, _find_domains(folder), auxiliary)
 
 
 def check_domains(domains: Sequence[dict]) -> list[dict]:
@@ -226,6 +205,25 @@ def _find_domains(folder: Path) -> list[str]:
         mend = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
         raise DataError(folder, "no domain folder found", mend)
     return found
+
+
+def _auxiliaries(
+    folder: Path, found: Sequence[str], auxiliary: str | Iterable[str], primary: str | None = None
+) -> list[dict]:
+    if auxiliary == "all":
+        names = [name for name in found if name != primary and list_entries(folder / name, None, "training")]
+    elif isinstance(auxiliary, str):
+        names = [name.strip() for name in auxiliary.split(",") if name.strip() not in ("", "none")]
+    else:
+        names = list(auxiliary or ())
+    _check_found(folder, names, found)
+    return [_domain(folder / name, "auxiliary") for name in names]
+
+
+def _check_found(folder: Path, names: Iterable[str], found: Sequence[str]) -> None:
+    for name in names:
+        if name not in found:
+            raise DataError(folder, f"there is no domain '{name}'", f"Domains found: {', '.join(found)}.")
 
 
 def _domain(root: Path, role: str) -> dict:

@@ -7,7 +7,7 @@ from scipy import ndimage
 from skimage.color import rgb2hed
 from skimage.measure import find_contours, perimeter
 
-__all__ = ["Nucleus", "describe_nuclei", "nucleus_means"]
+__all__ = ["Nucleus", "binary_entropy", "describe_nuclei", "nucleus_means"]
 
 HED_TO_OD = 6.0  # rgb2hed counts in units of log10(1e6): times this it is optical density
 
@@ -132,7 +132,7 @@ def nucleus_means(
     """
     nucleus = instances > 0
     ids, p = instances[nucleus], probability[nucleus].astype(np.float64)
-    values = {"probability": p, "uncertainty": _entropy(p)}
+    values = {"probability": p, "uncertainty": binary_entropy(p)}
     if spread is not None:
         values["flip_spread"] = spread[nucleus]
     area = np.maximum(np.bincount(ids, minlength=1)[1:], 1)
@@ -158,6 +158,7 @@ def _signed_area(points: np.ndarray) -> float:
     return float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
 
 
-def _entropy(p: np.ndarray) -> np.ndarray:
+def binary_entropy(p: np.ndarray) -> np.ndarray:
+    """Entropy in bits of probabilities in [0, 1]: 0 sure, 1 undecided."""
     p = np.clip(p, 1e-7, 1 - 1e-7)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
