@@ -25,7 +25,7 @@ def test_logits_have_the_resolution_of_the_input(size, channels, strides, height
     image = torch.rand(1, 3, height, width) * 255
     logits, aligned = decoder(_features(1, channels, strides, height, width), image)
     assert logits.shape == (1, out_channels, height, width)
-    assert aligned.shape == (1, decoder.aligned_channels, height // 8, width // 8)
+    assert aligned.shape == (1, decoder.aligned_channels, height // 16, width // 16)
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16])

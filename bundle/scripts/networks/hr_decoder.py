@@ -79,7 +79,7 @@ class HRDecoder(nn.Module):
         *,
         size: str = "standard",
         out_channels: int = 2,
-        aligned_stride: int = 8,
+        aligned_stride: int = 16,
     ) -> None:
         super().__init__()
         if len(in_channels) != len(strides):
