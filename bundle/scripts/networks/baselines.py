@@ -20,30 +20,32 @@ class UNetDecoder(nn.Module):
     """
     MONAI's ``BasicUNet`` on the image, from scratch: what the images teach without SAM. The features are ignored.
 
-    The aligned features are those of the upward path at stride 8.
+    As in the HR-Decoder the finest level lies at stride 2: each 2x2 square of pixels goes in as channels and comes out
+    by a sub-pixel step. At stride 1 most of the time would go into the level that matters least. The aligned features
+    are those of the upward path at stride 16.
 
     Args:
         out_channels: as of ``HRDecoder``.
-        widths: channels at strides 1, 2, 4, 8, 16 and after the last step up; the default takes about the time of
-            the standard HR-Decoder.
+        widths: channels at strides 2, 4, 8, 16, 32 and after the last step up; the default is the standard
+            HR-Decoder's.
     """
 
-    def __init__(self, *, out_channels: int = 2, widths: Sequence[int] = (16, 16, 32, 64, 128, 16)) -> None:
+    def __init__(self, *, out_channels: int = 2, widths: Sequence[int] = (24, 48, 96, 128, 128, 24)) -> None:
         super().__init__()
         self.out_channels, self.aligned_channels = out_channels, widths[3]
-        self.unet = BasicUNet(spatial_dims=2, in_channels=3, out_channels=out_channels, features=tuple(widths))
+        self.unet = BasicUNet(spatial_dims=2, in_channels=12, out_channels=4 * out_channels, features=tuple(widths))
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``HRDecoder.forward``; sides of the image are multiples of 16."""
+        """See ``HRDecoder.forward``; sides of the image are multiples of 32."""
         unet = self.unet
-        # BasicUNet.forward, taken apart for the features at stride 8
-        down = [unet.conv_0((image / 127.5 - 1.0).contiguous(memory_format=torch.channels_last))]
+        squares = F.pixel_unshuffle(image / 127.5 - 1.0, 2).contiguous(memory_format=torch.channels_last)
+        # BasicUNet.forward, taken apart for the features at stride 16
+        down = [unet.conv_0(squares)]
         for step in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
             down.append(step(down[-1]))
         aligned = unet.upcat_4(down[4], down[3])
-        x = unet.upcat_3(aligned, down[2])
-        x = unet.upcat_1(unet.upcat_2(x, down[1]), down[0])
-        return unet.final_conv(x), aligned
+        x = unet.upcat_2(unet.upcat_3(aligned, down[2]), down[1])
+        return F.pixel_shuffle(unet.final_conv(unet.upcat_1(x, down[0])), 2), aligned
 
 
 class QuarterResolutionDecoder(HRDecoder):
