@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
+from scripts.errors import DataError
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.baselines import QuarterResolutionDecoder, SAMMaskDecoder, UNetDecoder
 from scripts.networks.hr_decoder import HRDecoder
@@ -98,6 +99,41 @@ def test_sams_mask_decoder_computes_what_sam_computes():
             torch.testing.assert_close(logits[i : i + 1], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_sams_mask_decoder_starts_with_sams_weights(tmp_path):
+    """A file laid out as segment-anything's own: three masks and one more, quality head, prompt encoder."""
+    modeling = sam_modeling()
+    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=256, num_heads=8)
+    sam = torch.nn.ModuleDict(
+        {
+            "mask_decoder": modeling.MaskDecoder(transformer_dim=32, transformer=transformer),
+            "prompt_encoder": modeling.PromptEncoder(
+                embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=16
+            ),
+        }
+    )
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    # with all of SAM's masks: tokens attend to each other, so fewer would give other masks
+    decoder = SAMMaskDecoder(CHANNELS, STRIDES, out_channels=4, checkpoint=tmp_path / "sam.pth")
+    image = torch.rand(1, 3, 64, 64) * 255
+    features = features_of(image)
+    with torch.no_grad():
+        prompts = sam["prompt_encoder"]
+        sparse, dense = prompts(points=None, boxes=None, masks=None)
+        masks, _ = sam["mask_decoder"].predict_masks(features[-1], prompts.get_dense_pe(), sparse, dense)
+        expected = F.interpolate(masks, (64, 64), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(decoder(features, image)[0], expected, atol=1e-5, rtol=1e-4)
+    torch.save({"image_encoder.x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match="other.pth.*no SAM decoder.*whole SAM"):
+        SAMMaskDecoder(CHANNELS, STRIDES, checkpoint=tmp_path / "other.pth")
+
+
+def test_sams_mask_decoder_starts_with_the_real_weights(mobile_sam):
+    encoder = build_encoder("vit_t")
+    decoder = SAMMaskDecoder(encoder.channels, encoder.strides, checkpoint=mobile_sam)
+    theirs = torch.load(mobile_sam, map_location="cpu", weights_only=True)["mask_decoder.mask_tokens.weight"]
+    assert torch.equal(decoder.decoder.mask_tokens.weight.detach(), theirs[:2])
+
+
 def test_sams_mask_decoder_tells_which_features_it_needs():
     with pytest.raises(ValueError, match="stride 8 and 12 channels"):
         SAMMaskDecoder((12,), (8,))
@@ -115,7 +151,7 @@ def test_a_baselines_config_replaces_the_decoder_and_nothing_else(bundle_root, b
     assert network.decoder.out_channels == 2
     assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)
     overlay = ConfigParser.load_config_file(configs / "baselines" / f"{baseline}.json")
-    assert list(overlay) == ["network_def::decoder"]
+    assert set(overlay) <= {"network_def::decoder", "decoder_checkpoint"}
 
 
 def test_sams_mask_decoder_fits_the_real_encoder():

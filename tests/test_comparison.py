@@ -16,7 +16,8 @@ import pytest
 from fakes import FakeVerb, open_verb
 from PIL import Image
 from scripts.errors import DataError, root_cause
-from scripts.experiments.comparison import Comparison, bootstrap_interval, compare_pairs, summarise_variants
+from scripts.experiments.bootstrap import Bootstrap
+from scripts.experiments.comparison import Comparison, compare_pairs, summarise_variants
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child
 from scripts.experiments.results import Result, Results
@@ -36,7 +37,7 @@ def result(variant, seed, scores, groups="all", domain="tnbc", folder="/data", m
 
 def test_means_are_over_images_and_spread_is_over_seeds():
     results = Results([result("ama", 0, [0.2, 0.4]), result("ama", 1, [0.6, 0.8]), result("joint", 0, [0.5, 0.7])])
-    ama, joint = summarise_variants(results, ["dice"])
+    ama, joint = summarise_variants(results, ["dice"], Bootstrap())
     assert (ama["variant"], ama["seeds"], ama["images"]) == ("ama", 2, 2)
     assert ama["mean"] == pytest.approx(0.5) and ama["std_seeds"] == pytest.approx(np.std([0.3, 0.7], ddof=1))
     assert joint["mean"] == pytest.approx(0.6) and "std_seeds" not in joint, "one seed has no spread"
@@ -49,7 +50,7 @@ def test_a_difference_is_paired_by_image_after_averaging_over_seeds():
     gains = rng.uniform(0.01, 0.03, 12)
     runs = [result("joint", s, hard + d) for s, d in ((0, -0.05), (1, 0.05))]
     runs += [result("ama", s, hard + gains + d) for s, d in ((0, 0.02), (1, -0.02))]
-    (row,) = compare_pairs(Results(runs), ["dice"])
+    (row,) = compare_pairs(Results(runs), ["dice"], Bootstrap())
     assert (row["variant"], row["reference"]) == ("ama", "joint")
     assert row["difference"] == pytest.approx(gains.mean())
     assert 0.01 < row["low"] < gains.mean() < row["high"] < 0.03
@@ -59,7 +60,7 @@ def test_images_are_paired_by_name_whatever_their_order_and_folder():
     scores = np.linspace(0, 1, 12)
     moved = result("ama", 0, scores + 0.125, folder="/elsewhere")
     moved.rows.reverse()
-    (row,) = compare_pairs(Results([result("joint", 0, scores), moved]), ["dice"])
+    (row,) = compare_pairs(Results([result("joint", 0, scores), moved]), ["dice"], Bootstrap())
     assert row["low"] == pytest.approx(0.125) and row["high"] == pytest.approx(0.125)
 
 
@@ -68,22 +69,33 @@ def test_file_names_that_occur_twice_are_told_apart_by_folder():
         {"file": f"/data/{patient}/1.png", "domain": "tnbc", "dice": str(x)} for patient, x in (("a", 0.1), ("b", 0.9))
     ]
     results = Results([Result("joint", "joint", "all", "0", rows), Result("ama", "ama", "all", "0", rows[::-1])])
-    assert compare_pairs(results, ["dice"])[0]["high"] == 0
+    assert compare_pairs(results, ["dice"], Bootstrap())[0]["high"] == 0
 
 
 def test_the_interval_is_the_percentile_bootstrap_over_images():
     """Against its definition written out, and against the theory for many normal differences."""
     differences = np.random.default_rng(1).normal(0.02, 0.1, 200)
-    low, high = bootstrap_interval(differences, resamples=20_000)
+    low, high = Bootstrap(resamples=20_000).interval(differences)
     draws = np.random.default_rng(7).integers(200, size=(20_000, 200))
     expected = np.percentile(differences[draws].mean(axis=1), [2.5, 97.5])
     assert [low, high] == pytest.approx(expected, abs=5e-4)
     assert high - low == pytest.approx(2 * 1.96 * differences.std() / np.sqrt(200), rel=0.03)
-    narrow = bootstrap_interval(differences, confidence=0.5)
+    narrow = Bootstrap(confidence=0.5).interval(differences)
     assert low < narrow[0] < narrow[1] < high
-    assert bootstrap_interval(differences) == bootstrap_interval(differences), "the seed is fixed"
-    assert bootstrap_interval(differences) != bootstrap_interval(differences, seed=1)
-    assert bootstrap_interval(differences[:1]) == (None, None)
+    assert Bootstrap().interval(differences) == Bootstrap().interval(differences), "the seed is fixed"
+    assert Bootstrap().interval(differences) != Bootstrap(seed=1).interval(differences)
+    assert Bootstrap().interval(differences[:1]) == (None, None)
+
+
+def test_pairs_are_all_or_those_of_a_reference():
+    results = Results([result(v, 0, [x, x + 0.1]) for v, x in (("single", 0.4), ("joint", 0.5), ("ama", 0.7))])
+    pairs = [(row["variant"], row["reference"]) for row in compare_pairs(results, ["dice"], Bootstrap())]
+    assert pairs == [("joint", "single"), ("ama", "single"), ("ama", "joint")]
+    rows = compare_pairs(results, ["dice"], Bootstrap(), reference="joint")
+    assert [(row["variant"], row["difference"]) for row in rows] == [
+        ("single", pytest.approx(-0.1)),
+        ("ama", pytest.approx(0.2)),
+    ]
 
 
 def test_groups_are_compared_among_themselves_and_ordered():
@@ -94,7 +106,7 @@ def test_groups_are_compared_among_themselves_and_ordered():
     ]
     results = Results(runs)
     assert results.groups == ["2", "10", "all"]
-    differences = {row["limit_groups"]: row["difference"] for row in compare_pairs(results, ["dice"])}
+    differences = {row["limit_groups"]: row["difference"] for row in compare_pairs(results, ["dice"], Bootstrap())}
     assert differences == {"2": pytest.approx(0.2), "10": pytest.approx(0.1), "all": pytest.approx(0)}
 
 
@@ -116,11 +128,12 @@ def test_a_metric_that_is_not_there_is_told_and_one_that_is_partly_unknown_is_le
 def test_the_text_shows_directions_intervals_and_what_is_missing():
     runs = [result("joint", 0, [0.5, 0.6]), result("ama", 0, [0.7, 0.8])]
     results = Results(runs)
-    scores, differences = summarise_variants(results, ["dice"]), compare_pairs(results, ["dice"])
+    scores = summarise_variants(results, ["dice"], Bootstrap())
+    differences = compare_pairs(results, ["dice"], Bootstrap())
     text = comparison_markdown(
-        "tnbc", "testing", "tnbc", results, scores, differences, {"grl_seed0": "out of\nmemory"}, 0.95, 10
+        "tnbc", "testing", "tnbc", results, scores, differences, {"grl_seed0": "out of\nmemory"}, Bootstrap(10)
     )
-    assert "| joint | all | 0 | 0.550 |" in text
+    assert "| joint | all | 0 | 0.550 [0.500, 0.600] |" in text
     assert "| ama − joint | all | +0.200 [+0.200, +0.200]* |" in text
     assert "dice ↑" in text and "- grl_seed0: out of memory" in text
 
@@ -247,3 +260,5 @@ def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
     assert "| joint | all | 0 | 0.520 |" in capsys.readouterr().out
     with pytest.raises(DataError, match="'other' was not evaluated. There are tnbc"):
         Comparison(store, "testing", ["dice"], "other", tmp_path).run()
+    with pytest.raises(DataError, match="'ama' did not run. There are joint"):
+        Comparison(store, "testing", ["dice"], None, tmp_path, reference="ama").run()

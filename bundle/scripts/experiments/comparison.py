@@ -5,19 +5,18 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import bootstrap
 from scripts.errors import DataError
+from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.plots import plot_differences, plot_low_data, plot_scores
 from scripts.experiments.results import Results, read_results
 from scripts.experiments.tables import comparison_markdown
 from scripts.files import atomic_path, write_table
 from scripts.tracking.experiments import ExperimentStore
 
-__all__ = ["Comparison", "bootstrap_interval", "compare_pairs", "summarise_variants"]
+__all__ = ["Comparison", "compare_pairs", "summarise_variants"]
 
 # named here, because a table has its columns also where no row has a value
-SCORE_COLUMNS = ("domain", "limit_groups", "variant", "metric", "mean", "std_seeds", "seeds", "images")
+SCORE_COLUMNS = ("domain", "limit_groups", "variant", "metric", "mean", "low", "high", "std_seeds", "seeds", "images")
 DIFFERENCE_COLUMNS = ("domain", "limit_groups", "variant", "reference", "metric", "difference", "low", "high", "images")
 
 
@@ -39,6 +38,7 @@ class Comparison:
         domain: the domain of the plots and of the table of differences; None takes the primary.
         output_dir: see above.
         resamples, confidence, seed: of the bootstrap.
+        reference: the variant that all others are compared with; None compares each pair.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class Comparison:
         resamples: int = 10_000,
         confidence: float = 0.95,
         seed: int = 0,
+        reference: str | None = None,
     ) -> None:
         self.store, self.split, self.domain, self.output_dir = store, split, domain, Path(output_dir)
         self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        self.resamples, self.confidence, self.seed = resamples, confidence, seed
+        self.bootstrap, self.reference = Bootstrap(resamples, confidence, seed), reference
 
     def run(self) -> None:
         """Read, compare, write; DataError as :class:`ExperimentStore` and :func:`read_results` tell."""
@@ -64,15 +65,17 @@ class Comparison:
         domain = self.domain or parent.data.tags["primary"]
         if domain not in results.images:
             raise DataError("domain", f"'{domain}' was not evaluated", f"There are {', '.join(results.images)}")
-        scores = summarise_variants(results, self.metrics)
-        differences = compare_pairs(results, self.metrics, self.resamples, self.confidence, self.seed)
+        if self.reference not in (None, *results.variants):
+            raise DataError("reference", f"'{self.reference}' did not run", f"There are {', '.join(results.variants)}")
+        scores = summarise_variants(results, self.metrics, self.bootstrap)
+        differences = compare_pairs(results, self.metrics, self.bootstrap, self.reference)
 
         folder = self.output_dir / name / f"comparison_{self.split}"
         write_table(folder / "scores.csv", scores, SCORE_COLUMNS)
         write_table(folder / "differences.csv", differences, DIFFERENCE_COLUMNS)
         figures = {
             "scores.png": plot_scores(results, domain, self.metrics),
-            "differences.png": plot_differences(differences, domain, self.metrics, self.confidence),
+            "differences.png": plot_differences(differences, domain, self.metrics, self.bootstrap.confidence),
             "low_data.png": plot_low_data(results, domain, self.metrics),
         }
         figures = {file: figure for file, figure in figures.items() if figure is not None}
@@ -80,9 +83,7 @@ class Comparison:
             figure.suptitle(f"{name}: {domain}, {self.split}")
             with atomic_path(folder / file) as partial:
                 figure.savefig(partial, dpi=120)
-        text = comparison_markdown(
-            name, self.split, domain, results, scores, differences, left_out, self.confidence, self.resamples
-        )
+        text = comparison_markdown(name, self.split, domain, results, scores, differences, left_out, self.bootstrap)
         with atomic_path(folder / "comparison.md") as partial:
             pictures = "".join(f"\n![{Path(file).stem}]({file})\n" for file in figures)
             partial.write_text(text + pictures, encoding="utf-8")
@@ -91,12 +92,12 @@ class Comparison:
         print(f"{text}\nwritten to {folder}")
 
 
-def summarise_variants(results: Results, metrics: Sequence[str]) -> list[dict]:
+def summarise_variants(results: Results, metrics: Sequence[str], bootstrap: Bootstrap) -> list[dict]:
     """
     One row for each domain, number of groups, variant and metric.
 
-    ``mean`` is over images and seeds; ``std_seeds`` the sample standard deviation, over seeds, of the means over
-    images, absent where there is one seed.
+    ``mean`` is over images and seeds, ``low`` and ``high`` its interval over images; ``std_seeds`` the
+    sample standard deviation, over seeds, of the means over images, absent where there is one seed.
     """
     rows = []
     for domain, images in results.images.items():
@@ -108,7 +109,9 @@ def summarise_variants(results: Results, metrics: Sequence[str]) -> list[dict]:
                         continue
                     by_seed = scores.mean(axis=1)
                     row = {"domain": domain, "limit_groups": groups, "variant": variant, "metric": metric}
-                    row |= {"mean": float(by_seed.mean()), "seeds": len(by_seed), "images": len(images)}
+                    low, high = bootstrap.interval(scores.mean(axis=0))
+                    row |= {"mean": float(by_seed.mean()), "low": low, "high": high}
+                    row |= {"seeds": len(by_seed), "images": len(images)}
                     if len(by_seed) > 1:
                         row["std_seeds"] = float(by_seed.std(ddof=1))
                     rows.append(row)
@@ -116,45 +119,31 @@ def summarise_variants(results: Results, metrics: Sequence[str]) -> list[dict]:
 
 
 def compare_pairs(
-    results: Results, metrics: Sequence[str], resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+    results: Results,
+    metrics: Sequence[str],
+    bootstrap: Bootstrap,
+    reference: str | None = None,
 ) -> list[dict]:
     """
     One row for each domain, number of groups, pair of variants and metric: ``difference`` is ``variant`` minus
     ``reference``, the mean over images of the difference of each image's mean over seeds; ``low`` and ``high`` its
-    interval, see :func:`bootstrap_interval`.
+    interval. With ``reference`` only the pairs of that variant.
     """
+    if reference is None:
+        pairs = list(combinations(results.variants, 2))
+    else:
+        pairs = [(reference, variant) for variant in results.variants if variant != reference]
     rows = []
     for domain, images in results.images.items():
         for groups in results.groups:
-            for reference, variant in combinations(results.variants, 2):
+            for second, first in pairs:
                 for metric in metrics:
-                    pair = [results.scores(v, groups, domain, metric) for v in (variant, reference)]
+                    pair = [results.scores(v, groups, domain, metric) for v in (first, second)]
                     if any(scores is None for scores in pair):
                         continue
                     difference = pair[0].mean(axis=0) - pair[1].mean(axis=0)
-                    low, high = bootstrap_interval(difference, resamples, confidence, seed)
-                    row = {"domain": domain, "limit_groups": groups, "variant": variant, "reference": reference}
+                    low, high = bootstrap.interval(difference)
+                    row = {"domain": domain, "limit_groups": groups, "variant": first, "reference": second}
                     row |= {"metric": metric, "difference": float(difference.mean())}
                     rows.append(row | {"low": low, "high": high, "images": len(images)})
     return rows
-
-
-def bootstrap_interval(
-    differences: np.ndarray, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
-) -> tuple[float | None, float | None]:
-    """
-    Percentile bootstrap interval of the mean of paired differences, (images,): images are drawn with replacement.
-
-    (None, None) for a single image, of which no spread is known.
-    """
-    if len(differences) < 2:
-        return None, None
-    drawn = bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)

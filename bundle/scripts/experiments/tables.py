@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.results import Results
 from scripts.markdown import markdown_table
 
@@ -21,8 +22,7 @@ def comparison_markdown(
     scores: Sequence[Mapping],
     differences: Sequence[Mapping],
     left_out: Mapping[str, str],
-    confidence: float,
-    resamples: int,
+    bootstrap: Bootstrap,
 ) -> str:
     """
     The comparison for reading: scores of all domains, differences on one, and what could not be compared.
@@ -30,21 +30,23 @@ def comparison_markdown(
     Args:
         scores, differences: rows of ``summarise_variants`` and ``compare_pairs``.
         left_out: children without a result and why.
+        bootstrap: how their intervals were made.
     """
     metrics = list(dict.fromkeys(row["metric"] for row in scores))
     parts = [
         f"# {name}: {len(results.results)} runs on {split}",
-        "Mean over images and seeds ± standard deviation over seeds (of the means over images).",
+        "Mean over images and seeds ± standard deviation over seeds (of the means over images) "
+        f"[{bootstrap.confidence:.0%} interval over images].",
     ]
     for shown in sorted(results.images, key=lambda other: other != domain):
         parts.append(f"## {shown}, {len(results.images[shown])} images")
         parts.append(_scores_table(results, [row for row in scores if row["domain"] == shown], metrics))
     parts.append(f"## Differences on {domain}")
     parts.append(
-        f"First variant minus second, with {confidence:.0%} intervals: percentile bootstrap ({resamples} resamples) "
-        "over images, of the paired difference of each image's mean over seeds. * marks intervals without 0. They tell "
-        "how much the choice of images matters; the spread of seeds is above. Of many pairs some exclude 0 by "
-        "chance."
+        f"First variant minus second, with {bootstrap.confidence:.0%} intervals: percentile bootstrap "
+        f"({bootstrap.resamples} resamples) over images, of the paired difference of each image's mean over seeds. "
+        "* marks intervals without 0. They tell how much the choice of images matters; the spread of seeds is above. "
+        "Of many pairs some exclude 0 by chance."
     )
     parts.append(_differences_table(results, [row for row in differences if row["domain"] == domain], metrics))
     if left_out:
@@ -60,6 +62,7 @@ def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[s
             cells = {
                 row["metric"]: _number(row["metric"], row["mean"])
                 + (f" ± {_number(row['metric'], row['std_seeds'])}" if "std_seeds" in row else "")
+                + _interval(row)
                 for row in rows
                 if (row["limit_groups"], row["variant"]) == (groups, variant)
             }
@@ -76,14 +79,19 @@ def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Seque
     for row in rows:
         cells = lines.setdefault((row["variant"], row["reference"], row["limit_groups"]), {})
         metric = row["metric"]
-        cells[metric] = _number(metric, row["difference"], "+")
-        if row["low"] is not None:
-            mark = "*" if row["low"] > 0 or row["high"] < 0 else ""
-            cells[metric] += f" [{_number(metric, row['low'], '+')}, {_number(metric, row['high'], '+')}]{mark}"
+        cells[metric] = _number(metric, row["difference"], "+") + _interval(row, "+")
+        if row["low"] is not None and (row["low"] > 0 or row["high"] < 0):
+            cells[metric] += "*"
     return markdown_table(
         ["pair", "training groups", *map(arrow, metrics)],
         [[f"{a} − {b}", groups, *(cells.get(m, "-") for m in metrics)] for (a, b, groups), cells in lines.items()],
     )
+
+
+def _interval(row: Mapping, sign: str = "") -> str:
+    if row["low"] is None:
+        return ""
+    return f" [{', '.join(_number(row['metric'], row[end], sign) for end in ('low', 'high'))}]"
 
 
 def _number(metric: str, value: float, sign: str = "") -> str:

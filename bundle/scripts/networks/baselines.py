@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
+from scripts.errors import DataError
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.sam_encoders import sam_modeling
+from scripts.networks.weights import read_checkpoint
 from torch import nn
 
 __all__ = ["QuarterResolutionDecoder", "SAMMaskDecoder", "UNetDecoder"]
@@ -77,7 +80,7 @@ class QuarterResolutionDecoder(HRDecoder):
 
 class SAMMaskDecoder(nn.Module):
     """
-    SAM's own mask decoder, built from segment-anything's parts, trained from scratch and without prompts.
+    SAM's own mask decoder, built from segment-anything's parts, trained without prompts.
 
     Two-way attention between mask tokens, one for each output channel, and the encoder's last feature; two transposed
     convolutions to stride 4; bilinear interpolation, as in SAM. The aligned features are the image's after the
@@ -87,9 +90,20 @@ class SAMMaskDecoder(nn.Module):
         in_channels: channels of the encoder's features; the last, at stride 16, is what is read, and must divide by 16.
         strides: their strides.
         out_channels: as of ``HRDecoder``.
+        checkpoint: file of a whole SAM or MobileSAM, to start with its decoder's weights; None starts from scratch.
+
+    Raises:
+        DataError: when the checkpoint cannot be read or holds no such decoder.
     """
 
-    def __init__(self, in_channels: Sequence[int], strides: Sequence[int], *, out_channels: int = 2) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        out_channels: int = 2,
+        checkpoint: str | os.PathLike | None = None,
+    ) -> None:
         super().__init__()
         width = in_channels[-1]
         if strides[-1] != 16 or width % 16:
@@ -108,6 +122,23 @@ class SAMMaskDecoder(nn.Module):
         self.no_prompt = nn.Parameter(torch.zeros(1, width, 1, 1))  # SAM's no_mask_embed
         self.register_buffer("frequencies", torch.randn(2, width // 2))  # of SAM's random position embedding
         self.out_channels, self.aligned_channels = out_channels, width
+        if checkpoint is not None:
+            self._start_from(checkpoint)
+
+    def _start_from(self, checkpoint: str | os.PathLike) -> None:
+        found = read_checkpoint(checkpoint, "Give a whole SAM or MobileSAM")
+        of_sam = {
+            "no_prompt": "prompt_encoder.no_mask_embed.weight",
+            "frequencies": "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        }
+        state = self.state_dict()
+        for name, own in state.items():
+            theirs = found.get(of_sam.get(name, f"mask_{name}"))
+            # SAM has more masks than are trained here
+            if theirs is None or theirs[: len(own)].numel() != own.numel():
+                raise DataError(checkpoint, f"it has no SAM decoder with '{name}'", "Give a whole SAM or MobileSAM")
+            state[name] = theirs[: len(own)].reshape(own.shape)
+        self.load_state_dict(state)
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``HRDecoder.forward``; of the image only the size is used."""

@@ -12,7 +12,7 @@ from scripts.files import atomic_path
 from scripts.networks.model_file import split_about
 from scripts.networks.sam_encoders import BACKBONES, FrozenEncoder, build_encoder, load_backbone
 
-__all__ = ["OFFICIAL_WEIGHTS", "find_backbone_weights", "load_encoder"]
+__all__ = ["OFFICIAL_WEIGHTS", "find_backbone_weights", "load_encoder", "read_checkpoint"]
 
 
 class Weights(NamedTuple):
@@ -67,7 +67,7 @@ def load_encoder(
     encoder = build_encoder(backbone, precision)
     if file is None:
         return encoder
-    checkpoint = _read(file, backbone)
+    checkpoint = read_checkpoint(file, _mend(backbone))
     try:
         load_backbone(encoder, checkpoint["model"] if isinstance(checkpoint.get("model"), dict) else checkpoint)
     except ValueError as e:
@@ -108,7 +108,9 @@ def find_backbone_weights(
     if models_dir is not None:
         if official and (file := Path(models_dir) / "backbones" / official.name).is_file():
             return file
-        if (file := Path(models_dir) / "model.pt").is_file() and _read(file, backbone).get("backbone") == backbone:
+        if (file := Path(models_dir) / "model.pt").is_file() and read_checkpoint(file, _mend(backbone)).get(
+            "backbone"
+        ) == backbone:
             return file
     if official is None:
         raise DataError(backbone, "this backbone has no published weights", _mend(backbone))
@@ -116,6 +118,23 @@ def find_backbone_weights(
     if not file.is_file():
         _download(backbone, official, file)
     return file
+
+
+def read_checkpoint(file: str | os.PathLike, mend: str) -> dict[str, Any]:
+    """
+    A checkpoint's dict, lazily: tensors are read from the file when they are used.
+
+    Raises:
+        DataError: with ``mend``, when the file is no checkpoint.
+    """
+    try:
+        # only torch's present format, a zip, can be mapped; a file cut short is not a zip and fails as the old format
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as e:  # what a foreign file raises depends on its first bytes
+        raise DataError(file, f"not a readable checkpoint ({type(e).__name__}); cut short?", mend) from e
+    if not isinstance(checkpoint, dict):
+        raise DataError(file, f"a checkpoint is a dict, this is a {type(checkpoint).__name__}", mend)
+    return split_about(checkpoint)
 
 
 def _cache_dir() -> Path:
@@ -129,18 +148,6 @@ def _download(backbone: str, official: Weights, file: Path) -> None:
     except (OSError, RuntimeError, ValueError) as e:  # no network, refused, full disk; ValueError: another sha256
         problem = f"the weights of {backbone} are not here, and downloading {official.url} failed ({e})"
         raise DataError(file, problem, _mend(backbone)) from e
-
-
-def _read(file: Path, backbone: str) -> dict[str, Any]:
-    """A checkpoint's dict, lazily: tensors are read from the file when they are used."""
-    try:
-        # only torch's present format, a zip, can be mapped; a file cut short is not a zip and fails as the old format
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as e:  # what a foreign file raises depends on its first bytes
-        raise DataError(file, f"not a readable checkpoint ({type(e).__name__}); cut short?", _mend(backbone)) from e
-    if not isinstance(checkpoint, dict):
-        raise DataError(file, f"a checkpoint is a dict, this is a {type(checkpoint).__name__}", _mend(backbone))
-    return split_about(checkpoint)
 
 
 def _mend(backbone: str) -> str:
