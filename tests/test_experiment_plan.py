@@ -68,7 +68,7 @@ def test_the_variants_of_the_config_are_valid(bundle_root):
     train = ConfigParser.load_config_file(bundle_root / "configs" / "train.json")
     for child in children:
         parser = ConfigParser(json.loads(json.dumps(train)))
-        parser.update(child.training)
+        parser.update({**(ConfigParser.load_config_file(child.config) if child.config else {}), **child.training})
         assert unknown_keys(parser.get(), train) == []
         if child.variant == "joint_stain_only":
             kept = [type(step).__name__ for step in parser.get_parsed_content("train::augmentation").transforms]
