@@ -119,10 +119,7 @@ def summarise_variants(results: Results, metrics: Sequence[str], bootstrap: Boot
 
 
 def compare_pairs(
-    results: Results,
-    metrics: Sequence[str],
-    bootstrap: Bootstrap,
-    reference: str | None = None,
+    results: Results, metrics: Sequence[str], bootstrap: Bootstrap, reference: str | None = None
 ) -> list[dict]:
     """
     One row for each domain, number of groups, pair of variants and metric: ``difference`` is ``variant`` minus
