@@ -121,8 +121,8 @@ def test_runs_on_different_images_are_not_compared():
 
 def test_a_metric_that_is_not_there_is_told_and_one_that_is_partly_unknown_is_left_out():
     with pytest.raises(DataError, match="no 'dise'. Its metrics are dice"):
-        summarise_variants(Results([result("joint", 0, [1])]), ["dise"])
-    assert summarise_variants(Results([result("joint", 0, [1, ""], metric="hd_um")]), ["hd_um"]) == []
+        summarise_variants(Results([result("joint", 0, [1])]), ["dise"], Bootstrap())
+    assert summarise_variants(Results([result("joint", 0, [1, ""], metric="hd_um")]), ["hd_um"], Bootstrap()) == []
 
 
 def test_the_text_shows_directions_intervals_and_what_is_missing():
