@@ -251,7 +251,7 @@ def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
     uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
     run_experiment(uri, tmp_path, "alone", [Child("joint", "joint", 0)], images={"tnbc": ["image3"]}, score=score)
     store = ExperimentStore(uri, "ama_sam_experiments", None)
-    Comparison(store, "testing", ["dice"], None, tmp_path).run()
+    Comparison(store, "testing", ["dice"], None, tmp_path, Bootstrap()).run()
     folder = tmp_path / "alone" / "comparison_testing"
     assert {path.name for path in folder.iterdir()} == {"comparison.md", "scores.csv", "differences.csv", "scores.png"}
     assert (
@@ -259,6 +259,6 @@ def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
     )
     assert "| joint | all | 0 | 0.520 |" in capsys.readouterr().out
     with pytest.raises(DataError, match="'other' was not evaluated. There are tnbc"):
-        Comparison(store, "testing", ["dice"], "other", tmp_path).run()
+        Comparison(store, "testing", ["dice"], "other", tmp_path, Bootstrap()).run()
     with pytest.raises(DataError, match="'ama' did not run. There are joint"):
-        Comparison(store, "testing", ["dice"], None, tmp_path, reference="ama").run()
+        Comparison(store, "testing", ["dice"], None, tmp_path, Bootstrap(), reference="ama").run()

@@ -37,7 +37,7 @@ class Comparison:
         metrics: columns of ``metrics.csv``.
         domain: the domain of the plots and of the table of differences; None takes the primary.
         output_dir: see above.
-        resamples, confidence, seed: of the bootstrap.
+        bootstrap: how intervals are made.
         reference: the variant that all others are compared with; None compares each pair.
     """
 
@@ -48,14 +48,12 @@ class Comparison:
         metrics: Sequence[str],
         domain: str | None,
         output_dir: str | os.PathLike,
-        resamples: int = 10_000,
-        confidence: float = 0.95,
-        seed: int = 0,
+        bootstrap: Bootstrap,
         reference: str | None = None,
     ) -> None:
         self.store, self.split, self.domain, self.output_dir = store, split, domain, Path(output_dir)
         self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        self.bootstrap, self.reference = Bootstrap(resamples, confidence, seed), reference
+        self.bootstrap, self.reference = bootstrap, reference
 
     def run(self) -> None:
         """Read, compare, write; DataError as :class:`ExperimentStore` and :func:`read_results` tell."""

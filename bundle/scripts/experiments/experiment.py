@@ -74,7 +74,7 @@ class Experiment:
             SystemExit: at the end, when children failed.
         """
         parent = self.store.open_parent({"primary": self.primary})
-        status, failed = "KILLED", []
+        status = "KILLED"
         try:
             todo = self._todo(self.store.children(parent))
             done = len(self.children) - len(todo)

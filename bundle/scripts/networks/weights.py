@@ -108,9 +108,8 @@ def find_backbone_weights(
     if models_dir is not None:
         if official and (file := Path(models_dir) / "backbones" / official.name).is_file():
             return file
-        if (file := Path(models_dir) / "model.pt").is_file() and read_checkpoint(file, _mend(backbone)).get(
-            "backbone"
-        ) == backbone:
+        file = Path(models_dir) / "model.pt"
+        if file.is_file() and read_checkpoint(file, _mend(backbone)).get("backbone") == backbone:
             return file
     if official is None:
         raise DataError(backbone, "this backbone has no published weights", _mend(backbone))
