@@ -213,6 +213,29 @@ def test_training_stops_when_validation_no_longer_improves(open_training, tmp_pa
     assert len(_history(tmp_path / "synthetic_pink_ama_seed0")) == 3  # the first is the best, two bring nothing
 
 
+def test_the_last_weights_can_be_kept_whatever_validation_says(open_training, tmp_path):
+    """Validation may look in as often as it likes: it changes neither the training nor what is kept of it."""
+    trained = {"mode": "joint", "max_epochs": 3, "learning_rate": 0.5, "keep": "last"}  # so high that epochs differ
+    kept = {}
+    for name, overrides in {
+        "often": {"val_interval": 1},
+        "seldom": {"val_interval": 2},
+        "once": {"val_interval": 3},
+    }.items():
+        workflow = open_training(tmp_path / name, **trained, **overrides)
+        workflow.run()
+        kept[name] = read_model_file(tmp_path / name / "synthetic_pink_joint_seed0" / "model.pt")
+        assert kept[name]["provenance"]["epoch"] == 3
+        for key, value in workflow.parser.get_parsed_content("network").state_dict().items():
+            assert torch.equal(value, kept[name]["model"][key]), key
+    assert ["val_dice" in kept[name]["provenance"] for name in kept] == [True, False, True]
+    for key, value in kept["once"]["model"].items():
+        assert torch.equal(value, kept["often"]["model"][key]) and torch.equal(value, kept["seldom"]["model"][key]), key
+    with pytest.raises(Exception) as error:
+        open_training(tmp_path, keep="first").run()
+    assert "keep must be best or last, got 'first'" in str(root_cause(error.value))
+
+
 def test_a_domain_list_in_an_overlay_config_replaces_the_folder_settings(open_training, synthetic, tmp_path):
     domains = [
         {"name": "theirs", "role": "auxiliary", "root": f"{synthetic}/synthetic_blurred", "mpp": 0.5},

@@ -13,14 +13,16 @@ from scripts.errors import DataError
 from scripts.files import atomic_path
 from scripts.networks.model_file import save_model
 
-__all__ = ["BestModel", "TrainingCheckpoint"]
+__all__ = ["KeptModel", "TrainingCheckpoint"]
 
 logger = logging.getLogger(__name__)
 
+KEEP = ("best", "last")
 
-class BestModel:
+
+class KeptModel:
     """
-    Writes the whole model whenever validation improves, and stops training when it no longer does.
+    Writes the whole model, the best or the last one, and stops training when validation no longer improves.
 
     With several processes the first one writes, and all of them stop.
 
@@ -28,8 +30,13 @@ class BestModel:
         network: the segmentation network.
         path: file to write; see ``scripts.networks.model_file``.
         provenance: plain values told with the weights.
+        keep: ``"best"`` writes whenever validation improves; ``"last"`` after each validation and after the last epoch,
+            so that few validation images do not choose an early epoch by luck.
         metric: key of ``engine.state.metrics``, higher is better. Without any validation the last epoch is kept.
         patience: stop after this many validations without a new best; 0 never stops.
+
+    Raises:
+        ValueError: ``keep`` is neither of the two.
     """
 
     def __init__(
@@ -37,10 +44,13 @@ class BestModel:
         network: torch.nn.Module,
         path: str | os.PathLike,
         provenance: Mapping[str, Any],
+        keep: str = "best",
         metric: str = "val_dice",
         patience: int = 0,
     ) -> None:
-        self.network, self.path, self.provenance = network, Path(path), dict(provenance)
+        if keep not in KEEP:
+            raise ValueError(f"keep must be {' or '.join(KEEP)}, got {keep!r}")
+        self.network, self.path, self.provenance, self.keep = network, Path(path), dict(provenance), keep
         self.metric, self.patience = metric, patience
         self.best: float | None = None
         self.best_epoch = self.stale = 0
@@ -57,11 +67,13 @@ class BestModel:
 
     def _epoch_completed(self, engine: Engine) -> None:
         score = engine.state.metrics.get(self.metric)
-        if score is None:
-            return
-        if self.best is None or score > self.best:
+        better = score is not None and (self.best is None or score > self.best)
+        if better:
             self.best, self.best_epoch, self.stale = float(score), engine.state.epoch, 0
-            self._save(engine)
+        ends = engine.state.epoch == engine.state.max_epochs
+        if better or (self.keep == "last" and (score is not None or ends)):
+            self._save(engine, score)
+        if score is None or better:
             return
         self.stale += 1
         if self.patience and self.stale >= self.patience:
@@ -71,16 +83,17 @@ class BestModel:
     def _completed(self, engine: Engine) -> None:
         if self.best is None:
             self.best_epoch = engine.state.epoch
-            self._save(engine)
+            self._save(engine, None)
             logger.info("no validation took place: %s holds the last epoch, %d", self.path, self.best_epoch)
-        else:
-            logger.info("%s: best %s %.4f, epoch %d", self.path, self.metric, self.best, self.best_epoch)
+            return
+        told = f"best {self.metric} {self.best:.4f}, epoch {self.best_epoch}"
+        logger.info("%s: %s%s", self.path, "" if self.keep == "best" else f"last epoch, {engine.state.epoch}; ", told)
 
-    def _save(self, engine: Engine) -> None:
+    def _save(self, engine: Engine, score: float | None) -> None:
         if idist.get_rank() > 0:
             return
-        score = {} if self.best is None else {self.metric: self.best}
-        save_model(self.path, self.network, {**self.provenance, "epoch": engine.state.epoch, **score})
+        told = {} if score is None else {self.metric: float(score)}
+        save_model(self.path, self.network, {**self.provenance, "epoch": engine.state.epoch, **told})
 
 
 class TrainingCheckpoint:
@@ -94,7 +107,7 @@ class TrainingCheckpoint:
     Args:
         path: the file.
         parts: objects with ``state_dict``/``load_state_dict``, by name.
-        best_model: attached with this handler and before it, for what it remembers belongs to the checkpoint.
+        kept_model: attached with this handler and before it, for what it remembers belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
         resume: load ``path`` before the first epoch; DataError when it is missing, unreadable or of another set-up.
     """
@@ -103,15 +116,15 @@ class TrainingCheckpoint:
         self,
         path: str | os.PathLike,
         parts: Mapping[str, Any],
-        best_model: BestModel,
+        kept_model: KeptModel,
         identity: Mapping[str, Any],
         resume: bool = False,
     ) -> None:
-        self.path, self.best_model, self.identity, self.resume = Path(path), best_model, dict(identity), resume
-        self.parts = {**parts, "best_model": best_model}
+        self.path, self.kept_model, self.identity, self.resume = Path(path), kept_model, dict(identity), resume
+        self.parts = {**parts, "best_model": kept_model}  # its name in the checkpoints of earlier versions
 
     def attach(self, engine: Engine) -> None:
-        self.best_model.attach(engine)
+        self.kept_model.attach(engine)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)

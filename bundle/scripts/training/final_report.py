@@ -27,14 +27,14 @@ class FinalReport:
     Args:
         evaluator: with handlers that write the report.
         network: the segmentation network that the evaluator runs.
-        best_model: file of the best weights so far, see ``checkpoints.BestModel``.
+        kept_model: file of the weights kept so far, see ``checkpoints.KeptModel``.
         metric: told with those weights; without it there was no validation, and the last weights are kept.
     """
 
     def __init__(
-        self, evaluator: Engine, network: torch.nn.Module, best_model: str | os.PathLike, metric: str = "val_dice"
+        self, evaluator: Engine, network: torch.nn.Module, kept_model: str | os.PathLike, metric: str = "val_dice"
     ) -> None:
-        self.evaluator, self.network, self.best_model, self.metric = evaluator, network, Path(best_model), metric
+        self.evaluator, self.network, self.kept_model, self.metric = evaluator, network, Path(kept_model), metric
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
@@ -55,10 +55,10 @@ class FinalReport:
 
     @contextmanager
     def _kept_weights(self) -> Iterator[None]:
-        """Puts the best weights into the network for a while; others may still want the last ones."""
+        """Puts the kept weights into the network for a while; others may still want the last ones."""
         last = {name: value.clone() for name, value in self.network.decoder.state_dict().items()}
-        if self.best_model.is_file() and self.metric in read_model_file(self.best_model).get("provenance", {}):
-            load_model(self.network, self.best_model)
+        if self.kept_model.is_file() and self.metric in read_model_file(self.kept_model).get("provenance", {}):
+            load_model(self.network, self.kept_model)
         try:
             yield
         finally:

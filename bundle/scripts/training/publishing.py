@@ -29,7 +29,7 @@ class PublishModel:
     List it last: what other handlers do with the last weights comes first.
 
     Args:
-        model: the file that the training kept, see ``checkpoints.BestModel``.
+        model: the file that the training kept, see ``checkpoints.KeptModel``.
         path: where the served model lies; replaced at once and whole.
         publish: ``"better"``, or ``"always"`` for whatever the validation says.
         network: the segmentation network that the evaluator runs.
