@@ -20,6 +20,7 @@ from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.comparison import Comparison, compare_pairs, summarise_variants
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child
+from scripts.experiments.plots import plot_differences, plot_low_data, plot_scores
 from scripts.experiments.results import Result, Results
 from scripts.experiments.tables import comparison_markdown
 from scripts.tracking.experiments import ExperimentStore
@@ -136,6 +137,37 @@ def test_the_text_shows_directions_intervals_and_what_is_missing():
     assert "| joint | all | 0 | 0.550 [0.500, 0.600] |" in text
     assert "| ama − joint | all | +0.200 [+0.200, +0.200]* |" in text
     assert "dice ↑" in text and "- grl_seed0: out of memory" in text
+
+
+# --- pictures
+
+
+def test_a_variant_far_off_is_told_at_the_border_and_does_not_flatten_the_others():
+    means = {"ama": 0.80, "grl": 0.81, "signed": 0.79, "joint": 0.80, "single": 0.80, "unet": 0.60}
+    results = Results(
+        [result(name, seed, [mean, mean + 0.02 * seed]) for name, mean in means.items() for seed in (0, 1)]
+    )
+    axis = plot_scores(results, "tnbc", ["dice"]).axes[0]
+    assert 0.7 < axis.get_xlim()[0] < 0.79
+    assert [text.get_text() for text in axis.texts] == ["◂ 0.605"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(means)
+    row = {"domain": "tnbc", "limit_groups": "all", "reference": "joint", "metric": "hd95_px"}
+    pairs = {"ama": 1.0, "grl": -1.0, "signed": 0.0, "single": 0.5, "unet": 40.0}
+    differences = [{**row, "variant": n, "difference": x, "low": x - 2, "high": x + 2} for n, x in pairs.items()]
+    axis = plot_differences(differences, "tnbc", ["hd95_px"], 0.95).axes[0]
+    assert axis.get_xlim()[1] < 10 and [text.get_text() for text in axis.texts] == ["40 ▸"]
+    assert not plot_differences(differences[:4], "tnbc", ["hd95_px"], 0.95).axes[0].texts
+
+
+def test_a_panel_has_rows_and_curves_only_of_variants_that_are_in_it():
+    found = {"ama": ("1", "all"), "joint": ("1", "all"), "unet": ("all",)}
+    results = Results([result(name, 0, [0.7, 0.8], groups) for name, numbers in found.items() for groups in numbers])
+    few, all_of_them = plot_scores(results, "tnbc", ["dice"]).axes
+    assert [label.get_text() for label in few.get_yticklabels()] == ["ama", "joint"]
+    assert [label.get_text() for label in all_of_them.get_yticklabels()] == ["ama", "joint", "unet"]
+    (axis,) = plot_low_data(results, "tnbc", ["dice"]).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["ama", "joint"]
+    assert plot_low_data(Results(results.results[-1:]), "tnbc", ["dice"]) is None
 
 
 # --- stores

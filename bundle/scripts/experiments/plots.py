@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no global state, no display needed
 from scripts.experiments.results import Results
 from scripts.experiments.tables import arrow
@@ -9,67 +12,68 @@ from scripts.experiments.tables import arrow
 __all__ = ["plot_differences", "plot_low_data", "plot_scores"]
 
 
+class _Bar(NamedTuple):
+    """One row of a panel: a value and its bar, all in the unit of the metric."""
+
+    value: float
+    low: float
+    high: float
+    colour: str
+    ticks: Sequence[float] = ()
+
+
 def plot_scores(results: Results, domain: str, metrics: Sequence[str]) -> Figure:
     """Each variant's mean on a domain, a dot for each seed, and their standard deviation as bars; a row by groups."""
-    figure, panels = _panels(results.groups, metrics, rows=len(results.variants))
-    for groups, row in zip(results.groups, panels):
-        for metric, axis in zip(metrics, row):
-            for y, variant in enumerate(results.variants):
+    lines = {}
+    for groups in results.groups:
+        lines[groups] = line = {}
+        for i, variant in enumerate(results.variants):
+            for metric in metrics:
                 scores = results.scores(variant, groups, domain, metric)
                 if scores is None:
                     continue
                 by_seed = scores.mean(axis=1)
-                spread = by_seed.std(ddof=1) if len(by_seed) > 1 else None
-                axis.errorbar(by_seed.mean(), y, xerr=spread, fmt="o", color=f"C{y}", capsize=3)
-                axis.plot(by_seed, [y] * len(by_seed), "|", color="black", markersize=8)
-        _name_rows(row, results.variants)
-    _titles(panels, metrics, results.groups, "mean ± SD over seeds, a tick each")
-    return figure
+                mean, spread = by_seed.mean(), _spread(by_seed)
+                bar = _Bar(mean, mean - spread, mean + spread, f"C{i}", by_seed.tolist())
+                line.setdefault(variant, {})[metric] = bar
+    return _bars(lines, metrics, "mean ± SD over seeds, a tick each")
 
 
 def plot_differences(
     differences: Sequence[Mapping], domain: str, metrics: Sequence[str], confidence: float
 ) -> Figure | None:
     """Paired differences on a domain with their intervals, a row by groups; None when there is no pair."""
-    rows = [row for row in differences if row["domain"] == domain]
-    if not rows:
-        return None
-    all_groups = list(dict.fromkeys(row["limit_groups"] for row in rows))
-    pairs = list(dict.fromkeys((row["variant"], row["reference"]) for row in rows))
-    figure, panels = _panels(all_groups, metrics, rows=len(pairs))
-    for groups, line in zip(all_groups, panels):
-        for metric, axis in zip(metrics, line):
-            axis.axvline(0, color="grey", linewidth=0.8)
-            for row in rows:
-                if (row["limit_groups"], row["metric"]) != (groups, metric):
-                    continue
-                low, high = (row["difference"] if end is None else end for end in (row["low"], row["high"]))
-                y = pairs.index((row["variant"], row["reference"]))
-                decided = low > 0 or high < 0
-                axis.plot([low, high], [y, y], color="C0" if decided else "grey")
-                axis.plot(row["difference"], y, "o", color="C0" if decided else "grey")
-        _name_rows(line, [f"{variant} − {reference}" for variant, reference in pairs])
-    _titles(panels, metrics, all_groups, f"difference, {confidence:.0%} interval over images")
-    return figure
+    lines: dict[str, dict[str, dict[str, _Bar]]] = {}
+    for row in differences:
+        if row["domain"] != domain:
+            continue
+        low, high = (row["difference"] if end is None else end for end in (row["low"], row["high"]))
+        bar = _Bar(row["difference"], low, high, "C0" if low > 0 or high < 0 else "grey")
+        line = lines.setdefault(row["limit_groups"], {})
+        line.setdefault(f"{row['variant']} − {row['reference']}", {})[row["metric"]] = bar
+    below = f"difference, {confidence:.0%} interval over images"
+    return _bars(lines, metrics, below, reference=0.0) if lines else None
 
 
 def plot_low_data(results: Results, domain: str, metrics: Sequence[str]) -> Figure | None:
-    """Each variant's mean against the number of training groups, bars over seeds; None for a single number."""
-    if len(results.groups) < 2:
+    """Means against the number of training groups, bars over seeds, of the variants with two numbers; None without."""
+    curves = {}
+    for i, variant in enumerate(results.variants):
+        found = {groups: results.scores(variant, groups, domain, metrics[0]) for groups in results.groups}
+        if sum(scores is not None for scores in found.values()) > 1:
+            curves[variant] = f"C{i}"
+    if not curves:
         return None
-    figure, (panels,) = _panels(["all"], metrics, rows=8)
+    figure = Figure(figsize=(1.8 + 2.4 * len(metrics), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for metric, axis in zip(metrics, panels):
-        for i, variant in enumerate(results.variants):
+        for i, (variant, colour) in enumerate(curves.items()):
             found = {groups: results.scores(variant, groups, domain, metric) for groups in results.groups}
             points = [(x, found[g].mean(axis=1)) for x, g in enumerate(results.groups) if found[g] is not None]
-            if not points:
-                continue
             # a little apart, so that bars do not hide each other
-            x = [x + 0.06 * (i - (len(results.variants) - 1) / 2) for x, _ in points]
-            spread = [by_seed.std(ddof=1) if len(by_seed) > 1 else 0.0 for _, by_seed in points]
-            axis.errorbar(
-                x, [s.mean() for _, s in points], yerr=spread, fmt="o-", color=f"C{i}", capsize=3, label=variant
-            )
+            x = [x + 0.06 * (i - (len(curves) - 1) / 2) for x, _ in points]
+            means, spread = [s.mean() for _, s in points], [_spread(s) for _, s in points]
+            axis.errorbar(x, means, yerr=spread, fmt="o-", color=colour, capsize=3, label=variant)
         axis.set_xticks(range(len(results.groups)), results.groups)
         axis.set(title=arrow(metric), xlabel="training groups of the primary")
     panels[0].set_ylabel("mean ± SD over seeds")
@@ -77,26 +81,70 @@ def plot_low_data(results: Results, domain: str, metrics: Sequence[str]) -> Figu
     return figure
 
 
-def _panels(lines: Sequence[str], metrics: Sequence[str], rows: int):
-    """A figure with a line of panels for each of ``lines``, each wide enough for a metric, high enough for ``rows``."""
-    size = (1.8 + 2.4 * len(metrics), 0.8 + len(lines) * (1.2 + 0.3 * rows))
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(len(lines), len(metrics), squeeze=False, sharex="col" if len(lines) > 1 else False)
+def _spread(by_seed: np.ndarray) -> float:
+    return by_seed.std(ddof=1) if len(by_seed) > 1 else 0.0
 
 
-def _name_rows(line: Sequence, names: Sequence[str]) -> None:
-    for i, axis in enumerate(line):
-        axis.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
-        axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.locator_params(axis="x", nbins=4)
-        axis.grid(axis="x", linewidth=0.3)
-
-
-def _titles(panels: Sequence[Sequence], metrics: Sequence[str], groups: Sequence[str], below: str) -> None:
+def _bars(
+    lines: Mapping[str, Mapping[str, Mapping[str, _Bar]]],
+    metrics: Sequence[str],
+    below: str,
+    reference: float | None = None,
+) -> Figure:
+    """``lines[groups][name][metric]``: a line of panels for each number of groups, in each a row for each name."""
+    heights = [1.2 + 0.3 * len(rows) for rows in lines.values()]
+    figure = Figure(figsize=(1.8 + 2.4 * len(metrics), 0.8 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(lines), len(metrics), squeeze=False, height_ratios=heights)
+    for line, (groups, rows) in zip(panels, lines.items()):
+        for metric, axis in zip(metrics, line):
+            bars = {y: bars[metric] for y, bars in enumerate(rows.values()) if metric in bars}
+            near = _near(list(bars.values()), reference)
+            if reference is not None:
+                axis.axvline(reference, color="grey", linewidth=0.8)
+            for y, bar in bars.items():
+                if near is not None and not near[0] <= bar.value <= near[1]:
+                    _point_outside(axis, y, bar, right=bar.value > near[1])
+                    continue
+                axis.plot([bar.low, bar.high], [y, y], color=bar.colour)
+                axis.plot(bar.value, y, "o", color=bar.colour)
+                axis.plot(bar.ticks, [y] * len(bar.ticks), "|", color="black", markersize=8)
+            if near is not None:
+                axis.set_xlim(*near)
+            axis.set_yticks(range(len(rows)), list(rows) if axis is line[0] else [""] * len(rows))
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+            axis.locator_params(axis="x", nbins=4)
+            axis.grid(axis="x", linewidth=0.3)
+        if len(lines) > 1:
+            line[0].set_ylabel(f"training groups: {groups}")
     for metric, axis in zip(metrics, panels[0]):
         axis.set_title(arrow(metric))
-    for line, number in zip(panels, groups):
-        if len(groups) > 1:
-            line[0].set_ylabel(f"training groups: {number}")
     for axis in panels[-1]:
         axis.set_xlabel(below, fontsize="x-small")
+    return figure
+
+
+def _near(bars: Sequence[_Bar], reference: float | None) -> tuple[float, float] | None:
+    """
+    The range that shows the many when a few lie far off, which are values further from the quartiles than three times
+    their distance (Tukey's far out) and than two usual bars. None where there are no such values.
+    """
+    if len(bars) < 5:
+        return None
+    values = np.array([bar.value for bar in bars])
+    first, third = np.quantile(values, [0.25, 0.75])
+    reach = max(3 * (third - first), 2 * np.median([bar.high - bar.low for bar in bars]))
+    kept = [bar for bar in bars if first - reach <= bar.value <= third + reach]
+    if len(kept) == len(bars):
+        return None
+    ends = [end for bar in kept for end in (bar.low, bar.high, *bar.ticks)]
+    ends += [] if reference is None else [reference]
+    margin = 0.05 * (max(ends) - min(ends)) or 1e-3
+    return min(ends) - margin, max(ends) + margin
+
+
+def _point_outside(axis: Axes, y: int, bar: _Bar, right: bool) -> None:
+    """An arrow at the border with the value that lies beyond it."""
+    value = f"{bar.value:.3g}".replace("-", "−")
+    text = f"{value} ▸" if right else f"◂ {value}"
+    place = {"x": 0.98, "ha": "right"} if right else {"x": 0.02, "ha": "left"}
+    axis.text(y=y, s=text, va="center", color=bar.colour, transform=axis.get_yaxis_transform(), **place)
