@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from machine import matmul_rate
+from machine import matmul_rate, processes_in_turns
 
 
 def build(which: str, size: int):
@@ -82,24 +81,15 @@ def main() -> None:
 
     # this process imports torch last: on Linux a child's peak memory starts from its parent's
     names = ("upstream", "ours")
-    passes, peak = {name: [] for name in names}, {}
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in names]
-        children = {}
-        for name, file in zip(names, outputs, strict=True):
-            command = [sys.executable, __file__, "--size", str(args.size), "--serve", name, str(file)]
-            children[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(args.repeat + 1):
-            for name, child in children.items():
-                print("go", file=child.stdin, flush=True)
-                passes[name].append(json.loads(child.stdout.readline()))
-        for name, child in children.items():
-            peak[name] = int(child.communicate()[0])
+        commands = {n: [__file__, "--size", str(args.size), "--serve", n, str(f)] for n, f in zip(names, outputs)}
+        timed, last = processes_in_turns(commands, args.repeat)
+        peak = {name: int(text) for name, text in last.items()}
         flop, difference = compare(args.size, outputs)
 
     print(f"ViT-B, {args.size} x {args.size}, {flop / 1e9:.0f} GFLOP")
     print(f"{'':10}{'seconds':>9}{'CPU s':>9}{'peak GB':>9}{'GFLOP/s':>9}{'matmul':>9}{'share':>8}")
-    timed = {name: passes[name][1:] for name in names}  # the first pass warms up
     for name in names:
         seconds, cpu, matmul = (statistics.median(p[k] for p in timed[name]) for k in ("seconds", "cpu", "matmul"))
         rate = flop / seconds

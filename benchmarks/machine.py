@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -61,6 +63,26 @@ def in_turns(steps: dict[str, Callable[[], object]], repeat: int, warm_up: int =
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def processes_in_turns(commands: dict[str, list[str]], repeat: int) -> tuple[dict[str, list[dict]], dict[str, str]]:
+    """
+    Like ``in_turns``, each in its own process, which answers every line it reads with one of JSON; one turn warms up.
+
+    Returns:
+        The answers of each, and what each printed when its input ended.
+    """
+    processes = {
+        name: subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name, command in commands.items()
+    }
+    answers: dict[str, list[dict]] = {name: [] for name in commands}
+    for _ in range(repeat + 1):
+        for name, process in processes.items():
+            print("go", file=process.stdin, flush=True)
+            answers[name].append(json.loads(process.stdout.readline()))
+    last = {name: process.communicate()[0] for name, process in processes.items()}
+    return {name: each[1:] for name, each in answers.items()}, last
 
 
 def ratio(above: list[float], below: list[float]) -> float:

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts.errors import DataError, root_cause
 from scripts.files import write_json
+from scripts.memory import keep_freed_memory
 
 __all__ = ["executed_config", "setup_run", "unknown_keys", "write_config"]
 
@@ -25,7 +26,7 @@ _REFERENCE = re.compile(r"@([\w:#]+)")
 def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
     First step of every verb: refuse unknown config keys, read ``true`` and ``false`` on the command line as such (they
-    arrive as text, and any text counts as true), fix random seeds, end errors with their cause.
+    arrive as text, and any text counts as true), fix random seeds, keep freed memory, end errors with their cause.
 
     Args:
         seed: seeds Python, NumPy and PyTorch.
@@ -36,6 +37,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
             or one that is true or false was given something else.
     """
     sys.excepthook = _print_cause_last
+    keep_freed_memory()
     parser = _executing_parser()
     if parser is not None:
         known = ConfigParser.load_config_file(defaults)
