@@ -133,10 +133,15 @@ def _near(bars: Sequence[_Bar], reference: float | None) -> tuple[float, float] 
     values = np.array([bar.value for bar in bars])
     first, third = np.quantile(values, [0.25, 0.75])
     reach = max(3 * (third - first), 2 * np.median([bar.high - bar.low for bar in bars]))
-    kept = [bar for bar in bars if first - reach <= bar.value <= third + reach]
-    if len(kept) == len(bars):
-        return None
-    ends = [end for bar in kept for end in (bar.low, bar.high, *bar.ticks)]
+    shown = [bar for bar in bars if first - reach <= bar.value <= third + reach]
+    low, high = _range(shown, reference)
+    shown = [bar for bar in bars if low <= bar.value <= high]  # some lie where the bars of others reach
+    return None if len(shown) == len(bars) else _range(shown, reference)
+
+
+def _range(bars: Sequence[_Bar], reference: float | None) -> tuple[float, float]:
+    """From the lowest to the highest end of a bar, and a little more."""
+    ends = [end for bar in bars for end in (bar.low, bar.high, *bar.ticks)]
     ends += [] if reference is None else [reference]
     margin = 0.05 * (max(ends) - min(ends)) or 1e-3
     return min(ends) - margin, max(ends) + margin
