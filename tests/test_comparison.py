@@ -170,6 +170,14 @@ def test_a_panel_has_rows_and_curves_only_of_variants_that_are_in_it():
     assert plot_low_data(Results(results.results[-1:]), "tnbc", ["dice"]) is None
 
 
+def test_a_metric_that_is_not_known_for_all_images_leaves_its_panel_empty():
+    results = Results([result("ama", 0, [0.7, 0.8], groups) for groups in ("1", "all")])
+    for one in results.results:
+        one.rows[0]["hd95_um"], one.rows[1]["hd95_um"] = "3", ""
+    empty, drawn = plot_low_data(results, "tnbc", ["hd95_um", "dice"]).axes
+    assert not empty.lines and drawn.lines
+
+
 # --- stores
 
 

@@ -57,11 +57,8 @@ def plot_differences(
 
 def plot_low_data(results: Results, domain: str, metrics: Sequence[str]) -> Figure | None:
     """Means against the number of training groups, bars over seeds, of the variants with two numbers; None without."""
-    curves = {}
-    for i, variant in enumerate(results.variants):
-        found = {groups: results.scores(variant, groups, domain, metrics[0]) for groups in results.groups}
-        if sum(scores is not None for scores in found.values()) > 1:
-            curves[variant] = f"C{i}"
+    numbers = {variant: [g for g in results.groups if results.seeds(variant, g)] for variant in results.variants}
+    curves = {variant: f"C{i}" for i, variant in enumerate(results.variants) if len(numbers[variant]) > 1}
     if not curves:
         return None
     figure = Figure(figsize=(1.8 + 2.4 * len(metrics), 3.6), layout="constrained")
@@ -70,6 +67,8 @@ def plot_low_data(results: Results, domain: str, metrics: Sequence[str]) -> Figu
         for i, (variant, colour) in enumerate(curves.items()):
             found = {groups: results.scores(variant, groups, domain, metric) for groups in results.groups}
             points = [(x, found[g].mean(axis=1)) for x, g in enumerate(results.groups) if found[g] is not None]
+            if not points:
+                continue
             # a little apart, so that bars do not hide each other
             x = [x + 0.06 * (i - (len(curves) - 1) / 2) for x, _ in points]
             means, spread = [s.mean() for _, s in points], [_spread(s) for _, s in points]
