@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import matmul_rate, processes_in_turns
+from machine import matmul_rate, peak_memory, processes_in_turns, ratio
 
 
 def build(which: str, size: int):
@@ -42,8 +42,6 @@ def build(which: str, size: int):
 
 def serve(which: str, size: int, output: Path) -> None:
     """A child: one timed forward pass for each line read; at the end writes its output and tells its peak memory."""
-    import resource
-
     import torch
 
     encoder = build(which, size)
@@ -55,7 +53,7 @@ def serve(which: str, size: int, output: Path) -> None:
         taken = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         print(json.dumps(taken | {"matmul": rate}), flush=True)
     torch.save(result[-1] if which == "ours" else result, output)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    print(peak_memory())
 
 
 def compare(size: int, outputs: list[Path]) -> tuple[float, float]:
@@ -95,8 +93,7 @@ def main() -> None:
         rate = flop / seconds
         speeds = f"{rate / 1e9:9.0f}{matmul / 1e9:9.0f}{rate / matmul:8.2f}"
         print(f"{name:10}{seconds:9.2f}{cpu:9.2f}{peak[name] / 1e9:9.2f}{speeds}")
-    turns = list(zip(timed["upstream"], timed["ours"], strict=True))
-    ratios = [statistics.median(ours[k] / upstream[k] for upstream, ours in turns) for k in ("seconds", "cpu")]
+    ratios = [ratio(*([p[key] for p in timed[name]] for name in ("ours", "upstream"))) for key in ("seconds", "cpu")]
     print(f"{'ratio':10}{ratios[0]:9.2f}{ratios[1]:9.2f}{peak['ours'] / peak['upstream']:9.2f}")
     print(f"largest difference / largest output: {difference:.1e}")
 

@@ -85,6 +85,13 @@ def processes_in_turns(commands: dict[str, list[str]], repeat: int) -> tuple[dic
     return {name: each[1:] for name, each in answers.items()}, last
 
 
+def peak_memory() -> int:
+    """Of this process, in bytes."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def ratio(above: list[float], below: list[float]) -> float:
     """Median over the turns of the ratio of two things done in turns."""
     return statistics.median(a / b for a, b in zip(above, below))

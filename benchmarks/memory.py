@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 
-from machine import BUNDLE, describe_machine, processes_in_turns
+from machine import BUNDLE, describe_machine, peak_memory, processes_in_turns, ratio
 
 
 def serve(which: str, backbone: str, size: int) -> None:
@@ -38,7 +38,7 @@ def serve(which: str, backbone: str, size: int) -> None:
         system = after.ru_stime - before.ru_stime
         cpu = system + after.ru_utime - before.ru_utime
         print(json.dumps({"seconds": time.perf_counter() - start, "cpu": cpu, "system": system}), flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_memory())
 
 
 def main() -> None:
@@ -61,8 +61,7 @@ def main() -> None:
     for name, passes in timed.items():
         seconds, cpu, system = (statistics.median(p[key] for p in passes) for key in ("seconds", "cpu", "system"))
         print(f"{name:10}{seconds:9.2f}{cpu:9.2f}{system:10.2f}{int(last[name]) / 1e9:9.2f}")
-    turns = list(zip(timed["default"], timed["kept"], strict=True))
-    ratios = [statistics.median(kept[key] / default[key] for default, kept in turns) for key in ("seconds", "cpu")]
+    ratios = [ratio(*([p[key] for p in timed[name]] for name in ("kept", "default"))) for key in ("seconds", "cpu")]
     print(f"{'ratio':10}{ratios[0]:9.2f}{ratios[1]:9.2f}{'':10}{int(last['kept']) / int(last['default']):9.2f}")
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from machine import describe_machine, open_config
+from machine import describe_machine, open_config, peak_memory
 from PIL import Image
 
 TILE = 256
@@ -46,7 +45,7 @@ def main() -> None:
             if number == 0:  # the first one warms up
                 continue
             about = json.loads((out / slide.stem / "summary.json").read_text())
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+            peak = peak_memory() / 2**20
             each = about["seconds"] / about["tiles"]
             share = about["network_share"]
             print(f"{side:8}{about['tiles']:8}{about['nuclei']:10}{each:10.2f}{share:10.3f}{peak:10.0f}")

@@ -26,9 +26,10 @@ def keep_freed_memory() -> bool:
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     try:
-        ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018 only glibc has it
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows
+        return False
+    if not hasattr(libc, "gnu_get_libc_version"):
         return False
     settings = {_TRIM_THRESHOLD: _TRIM_BYTES, _MMAP_MAX: 0, _ARENA_MAX: 1}
-    return all([mallopt(parameter, value) == 1 for parameter, value in settings.items()])
+    return all([libc.mallopt(parameter, value) == 1 for parameter, value in settings.items()])

@@ -70,8 +70,9 @@ class KeptModel:
         better = score is not None and (self.best is None or score > self.best)
         if better:
             self.best, self.best_epoch, self.stale = float(score), engine.state.epoch, 0
-        ends = engine.state.epoch == engine.state.max_epochs
-        if better or (self.keep == "last" and (score is not None or ends)):
+        # the last epoch here and not when training has completed: other handlers read the file then
+        last = self.best is not None and (score is not None or engine.state.epoch == engine.state.max_epochs)
+        if better or (self.keep == "last" and last):
             self._save(engine, score)
         if score is None or better:
             return
