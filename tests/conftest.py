@@ -86,7 +86,7 @@ def open_training(bundle_root: Path, synthetic: str, encoder, tmp_path_factory: 
 @pytest.fixture(scope="session")
 def datasets(bundle_root: Path) -> dict[str, dict]:
     """What the verb preparing knows of published sets."""
-    from scripts.data.published.registry import load_datasets
+    from scripts.preparing.registry import load_datasets
 
     return load_datasets(bundle_root / "configs" / "datasets.json")
 

@@ -12,16 +12,16 @@ class DataError(ValueError):
     Args:
         path: the file, folder or config key at fault.
         problem: what is wrong with it.
-        mend: what the user can do about it.
+        hint: what the user can do about it.
     """
 
-    def __init__(self, path: str | os.PathLike, problem: str, mend: str) -> None:
-        self.path, self.problem, self.mend = str(path), problem, mend
-        super().__init__(f"{self.path}: {problem}. {mend}")
+    def __init__(self, path: str | os.PathLike, problem: str, hint: str) -> None:
+        self.path, self.problem, self.hint = str(path), problem, hint
+        super().__init__(f"{self.path}: {problem}. {hint}")
 
     def __reduce__(self):
         # exceptions cross process borders in data-loader workers; the default would call __init__ with one argument
-        return DataError, (self.path, self.problem, self.mend)
+        return DataError, (self.path, self.problem, self.hint)
 
 
 def root_cause(error: BaseException) -> BaseException:

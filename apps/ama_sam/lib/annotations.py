@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from scripts.inference.geojson import COLOUR
+from scripts.nuclei.geojson import COLOUR
 
 __all__ = ["read_features", "write_asap", "write_dsa"]
 
 
 def read_features(geojson: Path) -> Iterator[dict]:
-    """Features of a file that ``scripts.inference.geojson`` wrote, one at a time: it has one on each line."""
+    """Features of a file that ``scripts.nuclei.geojson`` wrote, one at a time: it has one on each line."""
     with geojson.open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith('{"type":"Feature"'):

@@ -15,10 +15,10 @@ from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
 from scripts.errors import DataError
-from scripts.inference.geojson import NucleusFormat, write_nuclei
-from scripts.inference.label_maps import save_label_map
-from scripts.inference.nuclei import Nucleus, binary_entropy, describe_nuclei
-from scripts.inference.slide_tiles import parse_region
+from scripts.nuclei.geojson import NucleusFormat, write_nuclei
+from scripts.nuclei.label_maps import save_label_map
+from scripts.nuclei.measures import Nucleus, binary_entropy, describe_nuclei
+from scripts.slides.tiles import parse_region
 
 __all__ = ["SegmentNuclei"]
 

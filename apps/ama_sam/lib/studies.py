@@ -9,12 +9,12 @@ from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
-from scripts.data.published import asap_xml
-from scripts.data.published.layouts import Sample
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix, read_image, read_label
-from scripts.data.slides import Slide, open_slide
 from scripts.errors import DataError
-from scripts.inference.slide_list import SLIDE_SUFFIXES
+from scripts.preparing.formats import asap_xml
+from scripts.preparing.layouts import Sample
+from scripts.slides.listing import SLIDE_SUFFIXES
+from scripts.slides.reading import Slide, open_slide
 
 __all__ = ["Studies", "known_mpp_of", "label_map", "slide_of"]
 
@@ -88,8 +88,8 @@ def label_map(image: str | os.PathLike, label: str | os.PathLike) -> np.ndarray:
             looked at, nobody knows.
     """
     if (slide := slide_of(image)) is not None:
-        mend = "Send the region as an image of its own with its label (in QuPath: answer 'Yes', for the selected ROI)."
-        raise DataError(slide.path, "a label of a whole slide cannot be trained on", mend)
+        hint = "Send the region as an image of its own with its label (in QuPath: answer 'Yes', for the selected ROI)."
+        raise DataError(slide.path, "a label of a whole slide cannot be trained on", hint)
     shape = read_image(image).shape[:2]
     if file_suffix(label) == ".xml":
         sample = Sample(Path(label).stem, str(image), (str(label),), "asap_xml")

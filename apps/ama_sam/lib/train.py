@@ -13,7 +13,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list, name_to_device
 from scripts.data.domains import LABELLED, auxiliary_domains
 from scripts.errors import DataError
-from scripts.inference.label_maps import save_label_map
+from scripts.nuclei.label_maps import save_label_map
 
 __all__ = ["TrainOnLabelled"]
 

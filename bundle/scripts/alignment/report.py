@@ -74,8 +74,8 @@ class AlignmentReport:
 
     def _start(self, engine: Engine) -> None:
         if len(self.domain_names) < 2:
-            mend = "Name the auxiliary domains with --auxiliary, or give a dataset_dir that holds several domains"
-            raise DataError(self.domain_names[0], "it is the only domain, so there is nothing to align it with", mend)
+            hint = "Name the auxiliary domains with --auxiliary, or give a dataset_dir that holds several domains"
+            raise DataError(self.domain_names[0], "it is the only domain, so there is nothing to align it with", hint)
         self._windows: dict[str, list[Any]] = defaultdict(list)
         self._about: dict[int, dict[str, Any]] = {
             index: {"splits": set(), "files": set(), "unusable": 0, "sides": set(), "mpp": set()}

@@ -6,10 +6,10 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 from monai.transforms import Transform
-from scripts.data.domains import check_domains, load_items
+from scripts.data.domains import check_domains, in_turn, load_items
 from scripts.errors import DataError
 
-__all__ = ["IMAGE_STATISTICS", "CutWindows", "image_statistics", "in_turn", "window_items"]
+__all__ = ["IMAGE_STATISTICS", "CutWindows", "image_statistics", "window_items"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +60,6 @@ def window_items(
 def _domain_items(domain: dict, splits: Sequence[str]) -> list[dict]:
     alone = [{**domain, "role": "primary"}]
     return [{**item, "split": split} for split in splits for item in load_items(alone, split)]
-
-
-def in_turn(items: Sequence[dict]) -> list[dict]:
-    """The first image of every group, then the second of every group, and so on."""
-    seen: dict[str, int] = {}
-    turns = []
-    for item in items:
-        turns.append(seen.get(item["group"], 0))
-        seen[item["group"]] = turns[-1] + 1
-    return [items[n] for n in np.argsort(turns, kind="stable")]
 
 
 class CutWindows(Transform):

@@ -87,8 +87,8 @@ def _folder_entries(folder: Path) -> list[dict]:
     for have, lack, what in ((images, labels, "label"), (labels, images, "image")):
         alone = sorted(str(path) for stem, path in have.items() if stem not in lack)
         if alone:
-            mend = f"Put a {what} of the same name into {folder / (what + 's')}, or take the file out."
-            raise DataError(alone[0], f"no {what} belongs to it{_more(alone)}", mend)
+            hint = f"Put a {what} of the same name into {folder / (what + 's')}, or take the file out."
+            raise DataError(alone[0], f"no {what} belongs to it{_more(alone)}", hint)
     return [{"image": str(images[stem]), "label": str(labels[stem])} for stem in sorted(images)]
 
 

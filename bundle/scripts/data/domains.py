@@ -15,6 +15,7 @@ __all__ = [
     "check_domains",
     "domain_list",
     "domain_names",
+    "in_turn",
     "load_items",
     "training_domains",
 ]
@@ -172,8 +173,8 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
             raise DataError(root, f"the folder of domain '{name}' does not exist", "Correct its root.")
         entries = list_entries(root, domain.get("datalist"), split)
         if split == "training" and not entries:
-            mend = f"Give it a training part or take '{name}' out of the domain list."
-            raise DataError(root, f"domain '{name}' has no training item", mend)
+            hint = f"Give it a training part or take '{name}' out of the domain list."
+            raise DataError(root, f"domain '{name}' has no training item", hint)
         check_files(entries, root)
         mpp = domain.get("mpp") or _stored_mpp(root) or math.nan
         part = [
@@ -194,16 +195,26 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
     return items
 
 
+def in_turn(items: Sequence[dict]) -> list[dict]:
+    """The first image of every group, then the second of every group, and so on."""
+    seen: dict[str, int] = {}
+    turns = []
+    for item in items:
+        turns.append(seen.get(item["group"], 0))
+        seen[item["group"]] = turns[-1] + 1
+    return [items[n] for n in sorted(range(len(items)), key=turns.__getitem__)]
+
+
 def _find_domains(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(folder, "there is no such folder", "Set dataset_dir to the folder that holds your domains.")
     if is_domain(folder):
-        mend = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
-        raise DataError(folder, "this is a domain itself, not a folder of domains", mend)
+        hint = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
+        raise DataError(folder, "this is a domain itself, not a folder of domains", hint)
     found = [path.name for path in sorted(folder.iterdir()) if is_domain(path)]
     if not found:
-        mend = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
-        raise DataError(folder, "no domain folder found", mend)
+        hint = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
+        raise DataError(folder, "no domain folder found", hint)
     return found
 
 

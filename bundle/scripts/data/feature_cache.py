@@ -176,7 +176,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         if failed:
             first, *others = failed.values()
             more = "".join(f"\n{error}" for error in others)
-            raise DataError(first.path, first.problem, first.mend + more)
+            raise DataError(first.path, first.problem, first.hint + more)
         return self
 
     def bytes_needed(self, windows: int) -> int:

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from scripts.data.domains import load_items
-from scripts.data.published.layouts import TCGA_PATIENT
 from scripts.data.readers import read_image
 from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
 from scripts.files import read_json, write_json
 
-__all__ = ["check_leakage", "find_leaks", "from_text", "hash_images", "to_text"]
+__all__ = ["TCGA_PATIENT", "check_leakage", "find_leaks", "from_text", "hash_images", "to_text"]
 
 logger = logging.getLogger(__name__)
+
+# The Cancer Genome Atlas: project, tissue source site, participant; the rest of a barcode names sample and slide
+TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", re.IGNORECASE)
 
 
 def check_leakage(
@@ -51,8 +54,8 @@ def check_leakage(
     if len(leaks) > 3:
         what += f" and {len(leaks) - 3} more pairs"
     if leakage == "refuse":
-        mend = "Take these images out of a split, leave the domain out, or set leakage to 'allow'."
-        raise DataError(Path(tested[0]["image"]).parent, what, mend)
+        hint = "Take these images out of a split, leave the domain out, or set leakage to 'allow'."
+        raise DataError(Path(tested[0]["image"]).parent, what, hint)
     logger.warning("%s. Results on the test part are too good", what)
     return leaks
 

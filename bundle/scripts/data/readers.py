@@ -204,8 +204,8 @@ def _read_pixels(path: Path, indexed: bool) -> np.ndarray:
     except Exception as error:  # each library has its own errors for damaged files
         lines = str(error).strip().splitlines()
         reason = lines[0].rstrip(".") if len(lines) == 1 else type(error).__name__  # ITK writes pages
-        mend = f"Check that it is an undamaged {suffix} file, or copy it again from its source."
-        raise DataError(path, f"the file cannot be read ({reason})", mend) from error
+        hint = f"Check that it is an undamaged {suffix} file, or copy it again from its source."
+        raise DataError(path, f"the file cannot be read ({reason})", hint) from error
     return _channels_last(pixels, path)
 
 

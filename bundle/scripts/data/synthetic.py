@@ -48,8 +48,8 @@ def ensure_dataset(dataset_dir: str | os.PathLike) -> str:
     if not folder.is_dir() and folder.name == "synthetic":
         make_synthetic(folder)
     elif not folder.is_dir():
-        mend = "Set dataset_dir to your folder of domains, or to a folder named 'synthetic' to have toy data made."
-        raise DataError(folder, "there is no such folder", mend)
+        hint = "Set dataset_dir to your folder of domains, or to a folder named 'synthetic' to have toy data made."
+        raise DataError(folder, "there is no such folder", hint)
     return str(folder)
 
 

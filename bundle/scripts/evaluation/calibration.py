@@ -9,9 +9,9 @@ import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
-from scripts.evaluation.metrics import best_iou
 from scripts.files import atomic_path, write_json, write_table
-from scripts.inference.nuclei import nucleus_means
+from scripts.nuclei.measures import nucleus_means
+from scripts.nuclei.metrics import best_iou
 from scripts.processes import gather
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score

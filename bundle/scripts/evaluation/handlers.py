@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
-from scripts.evaluation.metrics import hausdorff_distance
+from scripts.nuclei.metrics import hausdorff_distance
 
 __all__ = ["PenalisedHausdorff", "PenalisedHausdorffMetric"]
 

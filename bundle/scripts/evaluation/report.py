@@ -10,9 +10,9 @@ import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Engine, Events
 from PIL import Image
-from scripts.evaluation.metrics import image_metrics, known_mpp
-from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path, write_json, write_table
+from scripts.nuclei.metrics import image_metrics, known_mpp
+from scripts.nuclei.overlays import overlay
 from scripts.processes import gather
 
 __all__ = ["EvaluationReport", "summarise"]
@@ -142,7 +142,7 @@ class EvaluationReport:
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """
-    Rows of :func:`scripts.evaluation.metrics.image_metrics` to one summary.
+    Rows of :func:`scripts.nuclei.metrics.image_metrics` to one summary.
 
     Returns:
         ``{"images": count, "undefined": count, "n_true": count, "n_pred": count, metric: {"mean", "std", "n"}, ...}``.

@@ -16,12 +16,12 @@ from monai.data import IterableDataset
 from PIL import Image
 from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
-from scripts.evaluation.metrics import known_mpp
-from scripts.evaluation.overlays import overlay
 from scripts.files import atomic_path, write_json, write_table
-from scripts.inference.geojson import NucleusFormat, write_nuclei
-from scripts.inference.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
-from scripts.inference.nuclei import describe_nuclei
+from scripts.nuclei.geojson import NucleusFormat, write_nuclei
+from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
+from scripts.nuclei.measures import describe_nuclei
+from scripts.nuclei.metrics import known_mpp
+from scripts.nuclei.overlays import overlay
 from torch.utils.data import get_worker_info
 
 __all__ = ["PredictionWriter", "TolerantDataset", "output_names"]

@@ -31,16 +31,16 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> nn.Module:
     readers = {".ts": TorchScriptNetwork, ".onnx": OnnxNetwork}
     if path.suffix not in readers:
         return load_model(network, path)
-    mend = "Make it with the export command in docs/exporting.md"
+    hint = "Make it with the export command in docs/exporting.md"
     if not path.is_file():
-        raise DataError(path, "there is no such exported network", mend)
+        raise DataError(path, "there is no such exported network", hint)
     device = next(network.parameters()).device
     try:
         return readers[path.suffix](path, device).eval()
     except ImportError as e:
         raise DataError(path, "an ONNX network needs onnxruntime", "Run `python -m pip install onnxruntime`") from e
     except Exception as e:
-        raise DataError(path, f"it cannot be read as an exported network ({e})", mend) from e
+        raise DataError(path, f"it cannot be read as an exported network ({e})", hint) from e
 
 
 class TorchScriptNetwork(nn.Module):

@@ -69,16 +69,16 @@ def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
         DataError: when it is missing, truncated or something else.
     """
     path = Path(path)
-    mend = "Name a model.pt that training wrote with --ckpt_path"
+    hint = "Name a model.pt that training wrote with --ckpt_path"
     if not path.is_file():
-        raise DataError(path, "there is no such model file", f"{mend}, or train one first")
+        raise DataError(path, "there is no such model file", f"{hint}, or train one first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise DataError(path, f"it cannot be read as a model ({e})", mend) from e
+        raise DataError(path, f"it cannot be read as a model ({e})", hint) from e
     content = split_about(content) if isinstance(content, dict) else {}
     if not {"model", "backbone"} <= content.keys():
-        raise DataError(path, "it is not an AMA-SAM model file", mend)
+        raise DataError(path, "it is not an AMA-SAM model file", hint)
     return content
 
 
@@ -121,8 +121,8 @@ def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
     own = {name: tensor.clone() for name, tensor in network.image_encoder.state_dict().items()}
     _load(network, content, path)
     if any(not torch.equal(own[name], tensor) for name, tensor in network.image_encoder.state_dict().items()):
-        mend = f"Add --backbone_weights {path}, or train without init_model"
-        raise DataError(path, "it was trained on another encoder's features", mend)
+        hint = f"Add --backbone_weights {path}, or train without init_model"
+        raise DataError(path, "it was trained on another encoder's features", hint)
     return network
 
 

@@ -67,11 +67,11 @@ def load_encoder(
     encoder = build_encoder(backbone, precision)
     if file is None:
         return encoder
-    checkpoint = read_checkpoint(file, _mend(backbone))
+    checkpoint = read_checkpoint(file, _hint(backbone))
     try:
         load_backbone(encoder, checkpoint["model"] if isinstance(checkpoint.get("model"), dict) else checkpoint)
     except ValueError as e:
-        raise DataError(file, f"no weights for {backbone}: {e}", _mend(backbone)) from e
+        raise DataError(file, f"no weights for {backbone}: {e}", _hint(backbone)) from e
     return encoder
 
 
@@ -101,7 +101,7 @@ def find_backbone_weights(
     if path is not None:
         path = Path(path).expanduser()
         if not path.is_file():
-            raise DataError(path, f"there is no such file to take the weights of {backbone} from", _mend(backbone))
+            raise DataError(path, f"there is no such file to take the weights of {backbone} from", _hint(backbone))
         return path
 
     official = OFFICIAL_WEIGHTS.get(backbone)
@@ -109,30 +109,30 @@ def find_backbone_weights(
         if official and (file := Path(models_dir) / "backbones" / official.name).is_file():
             return file
         file = Path(models_dir) / "model.pt"
-        if file.is_file() and read_checkpoint(file, _mend(backbone)).get("backbone") == backbone:
+        if file.is_file() and read_checkpoint(file, _hint(backbone)).get("backbone") == backbone:
             return file
     if official is None:
-        raise DataError(backbone, "this backbone has no published weights", _mend(backbone))
+        raise DataError(backbone, "this backbone has no published weights", _hint(backbone))
     file = _cache_dir() / official.name
     if not file.is_file():
         _download(backbone, official, file)
     return file
 
 
-def read_checkpoint(file: str | os.PathLike, mend: str) -> dict[str, Any]:
+def read_checkpoint(file: str | os.PathLike, hint: str) -> dict[str, Any]:
     """
     A checkpoint's dict, lazily: tensors are read from the file when they are used.
 
     Raises:
-        DataError: with ``mend``, when the file is no checkpoint.
+        DataError: with ``hint``, when the file is no checkpoint.
     """
     try:
         # only torch's present format, a zip, can be mapped; a file cut short is not a zip and fails as the old format
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as e:  # what a foreign file raises depends on its first bytes
-        raise DataError(file, f"not a readable checkpoint ({type(e).__name__}); cut short?", mend) from e
+        raise DataError(file, f"not a readable checkpoint ({type(e).__name__}); cut short?", hint) from e
     if not isinstance(checkpoint, dict):
-        raise DataError(file, f"a checkpoint is a dict, this is a {type(checkpoint).__name__}", mend)
+        raise DataError(file, f"a checkpoint is a dict, this is a {type(checkpoint).__name__}", hint)
     return split_about(checkpoint)
 
 
@@ -146,10 +146,10 @@ def _download(backbone: str, official: Weights, file: Path) -> None:
             download_url(official.url, partial, hash_val=official.sha256, hash_type="sha256", progress=True)
     except (OSError, RuntimeError, ValueError) as e:  # no network, refused, full disk; ValueError: another sha256
         problem = f"the weights of {backbone} are not here, and downloading {official.url} failed ({e})"
-        raise DataError(file, problem, _mend(backbone)) from e
+        raise DataError(file, problem, _hint(backbone)) from e
 
 
-def _mend(backbone: str) -> str:
+def _hint(backbone: str) -> str:
     official = OFFICIAL_WEIGHTS.get(backbone)
     give = "give another file with `--backbone_weights PATH`"
     if official is None:

@@ -143,17 +143,17 @@ class TrainingCheckpoint:
             torch.save(content, path)
 
     def load(self, engine: Engine) -> None:
-        mend = "Give the output_dir of the run to go on with, or drop --resume to start anew"
+        hint = "Give the output_dir of the run to go on with, or drop --resume to start anew"
         if not self.path.is_file():
-            raise DataError(self.path, "there is no checkpoint to resume from", mend)
+            raise DataError(self.path, "there is no checkpoint to resume from", hint)
         try:
             content = torch.load(self.path, map_location=engine.state.device, weights_only=True)
         except Exception as e:
-            raise DataError(self.path, f"the checkpoint cannot be read ({e})", mend) from e
+            raise DataError(self.path, f"the checkpoint cannot be read ({e})", hint) from e
         for key, value in self.identity.items():
             if content["identity"].get(key) != value:
                 raise DataError(
-                    self.path, f"it was made with {key} {content['identity'].get(key)!r}, not {value!r}", mend
+                    self.path, f"it was made with {key} {content['identity'].get(key)!r}, not {value!r}", hint
                 )
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable
+
+from scripts.files import atomic_path
+from scripts.nuclei.measures import Nucleus
+
+__all__ = ["GEOJSON_END", "GEOJSON_START", "NucleusFormat", "write_nuclei"]
+
+GEOJSON_START = '{"type": "FeatureCollection", "features": [\n'
+GEOJSON_END = "\n]}\n"
+COLOUR = (255, 225, 0)  # as in the overlays
+# attribute of Nucleus, name in QuPath, name in tables, power of the unit of length (None: has no unit)
+MEASURES = (
+    ("area", "Area", "area", 2),
+    ("perimeter", "Perimeter", "perimeter", 1),
+    ("circularity", "Circularity", "circularity", None),
+    ("eccentricity", "Eccentricity", "eccentricity", None),
+    ("major", "Major axis", "major_axis", 1),
+    ("minor", "Minor axis", "minor_axis", 1),
+    ("haematoxylin", "Hematoxylin OD mean", "haematoxylin_od", None),
+    ("probability", "Detection probability", "probability", None),
+    ("uncertainty", "Uncertainty", "uncertainty", None),
+)
+SPREAD = ("spread", "Flip spread", "flip_spread", None)
+
+
+class NucleusFormat:
+    """
+    Writes nuclei as QuPath's GeoJSON detections and as rows of a table.
+
+    Coordinates are pixels of the image file (of a slide: level 0), continuous, with 0 at its upper left corner.
+    QuPath 0.4 and later open the file by drag and drop; names of measurements are spelt as QuPath spells them.
+
+    Args:
+        source: name of the image; with a nucleus' number it makes the nucleus' unique id.
+        mpp: micrometres per pixel of the array the nuclei were found in, or None: then lengths are in its pixels.
+        scale: pixels of the image file for each pixel of that array.
+        offset: (x, y) of the array's corner, in its own pixels.
+        class_name: QuPath's class of the detections.
+        flips: whether the nuclei tell their spread over flips.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        mpp: float | None = None,
+        scale: float = 1.0,
+        offset: tuple[float, float] = (0.0, 0.0),
+        class_name: str = "Nucleus",
+        flips: bool = False,
+    ) -> None:
+        self.source = source
+        self.mpp = mpp
+        self.scale = scale
+        self.offset = offset
+        self.class_name = class_name
+        self.measures = (*MEASURES, SPREAD) if flips else MEASURES
+
+    def at(self, offset: tuple[float, float]) -> NucleusFormat:
+        """The same for an array that lies elsewhere."""
+        moved = copy.copy(self)
+        moved.offset = offset
+        return moved
+
+    def centroid(self, nucleus: Nucleus) -> tuple[float, float]:
+        """(x, y) in pixels of the image file."""
+        x, y = ((value + start) * self.scale for value, start in zip((nucleus.x, nucleus.y), self.offset))
+        return round(x, 2), round(y, 2)
+
+    def feature(self, nucleus: Nucleus, number: int) -> str:
+        """One GeoJSON feature, on one line."""
+        ring = ((nucleus.polygon + self.offset) * self.scale).round(2).tolist()
+        unit = "px" if self.mpp is None else "µm"
+        names = (f"{name} {unit}{'^2' if power == 2 else ''}" if power else name for _, name, _, power in self.measures)
+        content = {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.source}#{number}")),
+            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]},
+            "properties": {
+                "objectType": "detection",
+                "classification": {"name": self.class_name, "color": COLOUR},
+                "centroid": self.centroid(nucleus),
+                "measurements": dict(zip(names, self._values(nucleus))),
+            },
+        }
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what :meth:`row` gives."""
+        unit = "px" if self.mpp is None else "um"
+        named = (f"{name}_{unit}{'2' if power == 2 else ''}" if power else name for _, _, name, power in self.measures)
+        return ("id", "x_px", "y_px", "class", *named)
+
+    def row(self, nucleus: Nucleus, number: int) -> tuple:
+        """One row of the table; ``id`` is the number, which in a label map is the nucleus' value."""
+        return (number, *self.centroid(nucleus), self.class_name, *self._values(nucleus))
+
+    def _values(self, nucleus: Nucleus) -> list[float]:
+        length = self.mpp or 1.0
+        return [round(float(getattr(nucleus, name)) * length ** (power or 0), 4) for name, _, _, power in self.measures]
+
+
+def csv_text(rows: Iterable[tuple]) -> str:
+    """Rows as lines of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_nuclei(
+    nuclei: list[Nucleus],
+    form: NucleusFormat,
+    geojson: str | os.PathLike | None = None,
+    table: str | os.PathLike | None = None,
+) -> None:
+    """Write nuclei, numbered from 1, as GeoJSON and as CSV, each file whole or not at all; None leaves one out."""
+    numbered = list(enumerate(nuclei, start=1))
+    if geojson is not None:
+        with atomic_path(geojson) as path:
+            features = ",\n".join(form.feature(nucleus, number) for number, nucleus in numbered)
+            path.write_text(GEOJSON_START + features + GEOJSON_END, encoding="utf-8")
+    if table is not None:
+        with atomic_path(table) as path:
+            rows = [form.columns, *(form.row(nucleus, number) for number, nucleus in numbered)]
+            path.write_text(csv_text(rows), encoding="utf-8", newline="")

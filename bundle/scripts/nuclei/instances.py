@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import torch
+from monai.apps.pathology.transforms.post.array import Watershed
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+from scipy import ndimage
+from scripts.nuclei.metrics import known_mpp
+from skimage.measure import label as connected_components
+from skimage.morphology import h_maxima
+
+__all__ = ["LogitsToInstancesd", "logits_to_instances"]
+
+METHODS = ("watershed", "components")
+SMOOTHING = 2.0  # pixels; standard deviation of the Gaussian that takes the ripples off the distance map
+
+
+def logits_to_instances(
+    logits: np.ndarray | torch.Tensor,
+    threshold: float = 0.5,
+    marker_depth: float = 0.1,
+    min_area: float = 20,
+    method: str = "watershed",
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Turn a network's logits into a mask and its nuclei.
+
+    The foreground is cut into nuclei by a watershed on the smoothed distance map. Its markers are the h-maxima of
+    that map: peaks that rise by ``marker_depth`` above the saddle to a higher one. A peak counts relative to its
+    surroundings, and not above a fixed value, because a network's distances are lower than the true ones for small
+    and for doubtful nuclei. Foreground without a marker stays one nucleus. Holes inside of one nucleus are filled,
+    gaps between nuclei are not. With one channel the nuclei are the connected components, as with ``components``.
+
+    Args:
+        logits: (2, H, W) foreground and distance, or (1, H, W) foreground alone.
+        threshold: foreground probability from which a pixel belongs to a nucleus, in (0, 1).
+        marker_depth: in (0, 1], on the distance scale of 0 at a nucleus' border and 1 at its centre. Smaller values
+            separate more touching nuclei and split more single ones.
+        min_area: smaller nuclei are removed, in pixels.
+        method: ``watershed``, or ``components`` to leave touching nuclei together.
+
+    Returns:
+        mask (1, H, W) uint8 in {0, 1} and instances (1, H, W) int32 with ids 1..N; the mask is where instances are.
+
+    Raises:
+        ValueError: when the logits are not (1, H, W) or (2, H, W), or the method is not known.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}")
+    if logits.ndim != 3 or logits.shape[0] not in (1, 2):
+        raise ValueError(f"logits must be (1, H, W) or (2, H, W), got {tuple(logits.shape)}")
+    probability = torch.as_tensor(logits).detach().float().sigmoid().cpu().numpy()
+    foreground = probability[0] > threshold
+    instances = connected_components(foreground, connectivity=2)
+    if len(probability) == 2 and method == "watershed":
+        instances = _split(instances, probability[1], marker_depth)
+    instances = _without_small(_without_holes(instances), min_area)
+    return (instances > 0).astype(np.uint8)[None], instances.astype(np.int32)[None]
+
+
+class LogitsToInstancesd(MapTransform):
+    """
+    Dictionary version of :func:`logits_to_instances`: adds ``mask`` and ``instances`` beside the logits.
+
+    They take over the logits' meta data. Channels behind the network's own, such as the spread over flips, become
+    ``spread``.
+
+    Args:
+        keys: key of the logits.
+        threshold: see :func:`logits_to_instances`.
+        marker_depth: see :func:`logits_to_instances`.
+        min_area: in pixels; see :func:`logits_to_instances`.
+        min_area_um2: the same in square micrometres; it goes before ``min_area`` where ``mpp`` is known, from the
+            logits' meta data or else from the item.
+        method: see :func:`logits_to_instances`.
+        out_channels: the network's; None for all there are.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        threshold: float = 0.5,
+        marker_depth: float = 0.1,
+        min_area: float = 20,
+        min_area_um2: float | None = None,
+        method: str = "watershed",
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.threshold = threshold
+        self.marker_depth = marker_depth
+        self.min_area = min_area
+        self.min_area_um2 = min_area_um2
+        self.method = method
+        self.out_channels = out_channels
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        item = dict(data)
+        logits = item[self.first_key(item)]
+        if self.out_channels is not None and len(logits) > self.out_channels:
+            item["spread"] = logits[self.out_channels :]
+            logits = logits[: self.out_channels]
+        mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
+        maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method)
+        for key, values in zip(("mask", "instances"), maps):
+            item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]
+        return item
+
+    def _min_area(self, mpp: object) -> float:
+        size = known_mpp(mpp)
+        return self.min_area if self.min_area_um2 is None or size is None else self.min_area_um2 / size**2
+
+
+def _split(components: np.ndarray, distance: np.ndarray, marker_depth: float) -> np.ndarray:
+    """Cut (H, W) components of the foreground along the valleys of their (H, W) distance map."""
+    foreground = components > 0
+    smooth = ndimage.gaussian_filter(distance, SMOOTHING)
+    # whole levels: peaks of exactly the wanted depth must not be lost to rounding. Every second row and column is
+    # enough for peaks of a map this smooth, and h_maxima is what takes the time
+    levels = np.rint(smooth[::2, ::2] * 255).astype(np.uint8)
+    peaks = h_maxima(levels, max(round(marker_depth * 255), 1))
+    markers = np.zeros_like(components)
+    markers[::2, ::2] = connected_components(peaks, connectivity=2)
+    markers[~foreground] = 0
+    has_marker = np.zeros(components.max(initial=0) + 1, bool)
+    has_marker[components[markers > 0]] = True
+    bare = foreground & ~has_marker[components]
+    markers[bare] = components[bare] + markers.max(initial=0)
+    return Watershed(connectivity=2)(-smooth, mask=foreground, markers=markers)
+
+
+def _without_holes(instances: np.ndarray) -> np.ndarray:
+    """Fill background that one nucleus alone encloses; what lies between several, or at the image border, stays."""
+    holes = connected_components(instances == 0, connectivity=1)
+    # ids of the nuclei beside each hole; the frame of -1 stands for the world beyond the image
+    framed = np.pad(instances, 1, constant_values=-1)
+    lowest = np.full(holes.max(initial=0) + 1, np.iinfo(np.int64).max)
+    highest = np.full_like(lowest, -1)
+    for shift in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        neighbour = framed[shift[0] : shift[0] + instances.shape[0], shift[1] : shift[1] + instances.shape[1]]
+        rim = (holes > 0) & (neighbour != 0)
+        np.minimum.at(lowest, holes[rim], neighbour[rim])
+        np.maximum.at(highest, holes[rim], neighbour[rim])
+    fill = np.where((lowest == highest) & (highest > 0), highest, 0)
+    fill[0] = 0
+    return instances + fill[holes]
+
+
+def _without_small(instances: np.ndarray, min_area: float) -> np.ndarray:
+    """Drop nuclei of fewer than ``min_area`` pixels and number the rest 1..N."""
+    keep = np.bincount(instances.ravel()) >= max(min_area, 1)
+    keep[0] = False
+    return (np.cumsum(keep) * keep)[instances]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import Dataset
+from scripts.data.domains import in_turn
+from scripts.errors import DataError, root_cause
+from scripts.networks.model_file import add_to_model_file
+from scripts.out_of_domain.reference import DomainReference, window_features
+from torch import nn
+from tqdm import tqdm
+
+__all__ = ["DomainStatistics", "few_of_each_domain"]
+
+logger = logging.getLogger(__name__)
+
+
+def few_of_each_domain(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most so many items of each domain, of as many groups as can be: the first of every group, then the second."""
+    domains: dict[int, list[dict[str, Any]]] = {}
+    for item in items:
+        # who replaces the items, as MONAI Label does, may give no more than files
+        item = {"domain": 0, "group": str(item["image"]), **item}
+        domains.setdefault(item["domain"], []).append(item)
+    return [item for own in domains.values() for item in in_turn(own)[:count]]
+
+
+class DomainStatistics:
+    """
+    Writes into a model file where its training images lie in the space of the frozen encoder's features.
+
+    Called, it does so at once. As a handler of a trainer, it does at the end of the training; what goes wrong there
+    is told and never costs the training. In a distributed training the first process alone does it.
+
+    Args:
+        network: an ``AMASAM``.
+        dataset: gives items with ``image`` (3, H, W) RGB in [0, 255] of the training images, not augmented, and its
+            ``data`` has ``domain`` and ``group`` of each.
+        domain_names: by index.
+        inferer: as in inference, so that the same windows are seen.
+        path: the model file.
+        device: of the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: Dataset,
+        domain_names: Sequence[str],
+        inferer: Callable[..., torch.Tensor],
+        path: str | os.PathLike,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network, self.dataset, self.domain_names = network, dataset, list(domain_names)
+        self.inferer, self.path, self.device = inferer, path, device
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, behind the handler that writes the model file."""
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def __call__(self) -> None:
+        features, domain, group = [], [], []
+
+        def see(encoder: nn.Module, inputs: tuple, output: list[torch.Tensor]) -> None:
+            features.append(window_features(output, encoder.strides).flatten(0, 2).cpu().numpy())
+
+        hook = self.network.image_encoder.register_forward_hook(see)
+        training = self.network.training
+        self.network.eval()
+        try:
+            for index, about in enumerate(tqdm(self.dataset.data, desc="describing domains", unit="image")):
+                before = len(features)
+                with torch.inference_mode():
+                    image = torch.as_tensor(np.asarray(self.dataset[index]["image"])).float()
+                    self.inferer(image[None].to(self.device), self.network)
+                windows = sum(len(values) for values in features[before:])
+                domain += [about["domain"]] * windows
+                group += [about["group"]] * windows
+        finally:
+            hook.remove()
+            self.network.train(training)
+        if not features:
+            raise DataError("domains", "there are no training images to describe them by", "Give training images")
+        present, indices = np.unique(domain, return_inverse=True)
+        names = [self.domain_names[index] for index in present]
+        windows = np.concatenate(features).astype(np.float64)
+        reference = DomainReference.fit(windows, indices, np.array(group), names)
+        add_to_model_file(self.path, domain_reference=reference.as_dict())
+        logger.info("%s: knows its training domains by %d windows", self.path, len(domain))
+
+    def _completed(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
+        try:
+            self()
+        except Exception as error:  # noqa: BLE001 hours of training end here
+            cause = root_cause(error)
+            known = isinstance(cause, DataError)
+            logger.warning("the model will give no out-of-domain scores: %s", cause, exc_info=not known)

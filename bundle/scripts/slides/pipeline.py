@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from typing import TypeVar
+
+import numpy as np
+import torch
+from scipy.special import expit
+from scripts.nuclei.measures import Nucleus, describe_nuclei
+from scripts.out_of_domain.scoring import DomainDistance
+from scripts.slides.reading import Slide
+from scripts.slides.tiles import Tile
+
+__all__ = ["SlideWindow", "TilePipeline", "ordered_map"]
+
+READERS = 2  # threads that read windows: codecs and resampling leave Python's lock
+READ_AHEAD = 3  # windows beyond the batch in work
+DESCRIBE_AHEAD = 2  # windows, for each worker, that wait for post-processing
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class SlideWindow:
+    """
+    What was read of a tile, and how far it lies from the training domains.
+
+    Args:
+        tile: where it is.
+        pixels: (3, side, side) uint8.
+        unread: ([x, y, w, h] at level 0, problem) of areas that could not be read.
+        distances: (rows, columns, K) of its parts, see ``DomainDistance.take``; None where that is not known.
+    """
+
+    tile: Tile
+    pixels: np.ndarray
+    unread: list[tuple[list[int], str]]
+    distances: torch.Tensor | None = None
+
+
+class TilePipeline:
+    """
+    Finds the nuclei in windows of a slide: reading and post-processing go on beside the network.
+
+    Args:
+        network: takes (B, 3, H, W) RGB in [0, 255] to logits (B, C, H, W), foreground first.
+        inferer: ``inferer(windows, network)``, such as ``TileInferer``.
+        postprocessing: turns ``{"pred": logits (C, H, W), "mpp": float}`` into an item with ``instances`` (1, H, W).
+        device: of the network.
+        amp: mixed precision.
+        batch_size: windows per forward pass.
+        workers: processes for post-processing; 0 is a thread, enough beside a network on the CPU.
+        domain_distance: listens to the network; None leaves distances out.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        inferer: Callable[..., torch.Tensor],
+        postprocessing: Callable[[dict], dict],
+        device: torch.device | str = "cpu",
+        amp: bool = False,
+        batch_size: int = 1,
+        workers: int = 0,
+        domain_distance: DomainDistance | None = None,
+    ) -> None:
+        self.network, self.inferer, self.postprocessing = network, inferer, postprocessing
+        self.device, self.amp = torch.device(device), amp
+        self.batch_size, self.workers = batch_size, workers
+        self.domain_distance = domain_distance
+        self.network_seconds = 0.0
+
+    def __call__(
+        self, slide: Slide, scale: float, mpp: float, tiles: Sequence[Tile]
+    ) -> Iterator[tuple[SlideWindow, list[Nucleus]]]:
+        """
+        Args:
+            slide: what to read from.
+            scale: level-0 pixels for each pixel of the network.
+            mpp: micrometres per pixel of the network.
+            tiles: windows, in the order of the results.
+
+        Yields:
+            each window, and the nuclei in it, in its pixels.
+        """
+        self.network_seconds = 0.0
+        if self.workers:
+            # not forked: the network's threads would be copied in whatever state they are
+            describers: Executor = ProcessPoolExecutor(self.workers, get_context("spawn"))
+        else:
+            describers = ThreadPoolExecutor(1, "describing")
+        with ThreadPoolExecutor(READERS, "reading") as readers, describers:
+            windows = ordered_map(readers, partial(_read, slide, scale), tiles, READ_AHEAD + self.batch_size)
+            kept: deque[SlideWindow] = deque()
+            described = ordered_map(
+                describers,
+                partial(_describe, self.postprocessing, mpp),
+                self._predict(windows, kept),
+                DESCRIBE_AHEAD * max(self.workers, 1),
+            )
+            for nuclei in described:
+                yield kept.popleft(), nuclei
+
+    def _predict(
+        self, windows: Iterable[SlideWindow], kept: deque[SlideWindow]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pixels and logits (C, H, W) of each window; ``kept`` remembers the windows in order."""
+        for batch in _in_batches(windows, self.batch_size):
+            start = time.perf_counter()
+            pixels = torch.from_numpy(np.stack([window.pixels for window in batch])).to(self.device)
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
+                logits = self.inferer(pixels.float(), self.network)
+            logits = torch.as_tensor(logits).float().cpu().numpy()
+            self.network_seconds += time.perf_counter() - start
+            distances = None if self.domain_distance is None else self.domain_distance.take()
+            for index, (window, values) in enumerate(zip(batch, logits)):
+                kept.append(window if distances is None else replace(window, distances=distances[index]))
+                yield window.pixels, values
+
+
+def ordered_map(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """
+    Results of a function in the order of the items, worked out beside whatever the caller does with them.
+
+    Args:
+        pool: threads or processes.
+        function: what they do.
+        items: taken only as results are asked for, so this may be the end of another such pipeline.
+        ahead: items under way or waiting to be asked for: what bounds the memory.
+    """
+    pending: deque[Future] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _read(slide: Slide, scale: float, tile: Tile) -> SlideWindow:
+    left, top, side = tile.window
+    pixels, unread = slide.read(left, top, side, side, scale)
+    return SlideWindow(tile, np.ascontiguousarray(pixels.transpose(2, 0, 1)), unread)
+
+
+def _describe(
+    postprocessing: Callable[[dict], dict], mpp: float, window: tuple[np.ndarray, np.ndarray]
+) -> list[Nucleus]:
+    pixels, logits = window
+    item = postprocessing({"pred": torch.from_numpy(logits), "mpp": mpp})
+    spread = np.asarray(item["spread"])[0] if "spread" in item else None
+    return describe_nuclei(np.asarray(item["instances"])[0], expit(logits[0]), pixels, spread)

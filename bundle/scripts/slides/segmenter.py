@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import DataError
+from scripts.files import read_json, write_json, write_table
+from scripts.nuclei.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
+from scripts.nuclei.measures import Nucleus
+from scripts.slides.heat_map import write_overview
+from scripts.slides.journal import Journal
+from scripts.slides.lock import only_writer
+from scripts.slides.ownership import Ownership
+from scripts.slides.pipeline import SlideWindow, TilePipeline
+from scripts.slides.reading import Slide, open_slide
+from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
+from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region
+from tqdm import tqdm
+
+__all__ = ["SlideSegmenter"]
+
+logger = logging.getLogger(__name__)
+
+SAME_MPP = 0.02  # a slide whose pixels differ by less from the network's is not resampled
+
+
+class SlideSegmenter:
+    """
+    Finds the nuclei of one slide tile by tile and files them.
+
+    Only a few tiles are in memory at any time. Each finished tile is in a journal: a run that was killed goes on
+    where it stopped and gives the same files. They lie in ``.<folder>.unfinished`` until the slide is done, then the
+    folder gets its name, so that it is whole whenever it exists:
+
+    - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
+    - ``tiles.csv``: one row for each tile, see ``tile_table``;
+    - ``overview.jpg``: thumbnail and density of nuclei;
+    - ``summary.json``: counts, sizes, settings; ``unread.csv``, if any: areas that could not be read.
+
+    Args:
+        pipeline: finds the nuclei in windows.
+        settings: plain values on which nuclei depend besides the arguments here, such as the weights' checksum: a
+            journal with others is not continued.
+        mpp: micrometres per level-0 pixel; None takes what the slide says.
+        target_mpp: what the network was trained at; slides are resampled to it.
+        region: ``x,y,width,height`` in level-0 pixels, or None for all of the slide.
+        tile_size: side of a window in pixels at ``target_mpp``.
+        margin_um: micrometres around a tile's core that its window shows besides; more than a nucleus.
+        size_multiple: the network takes sides that are multiples of this.
+        tissue_threshold: see ``TissueMap``; 0 segments glass as well.
+        class_name: QuPath's class of the nuclei.
+        flips: whether the pipeline's nuclei tell their spread over flips.
+        resume: go on with an unfinished run and leave finished slides alone; else begin anew.
+    """
+
+    def __init__(
+        self,
+        pipeline: TilePipeline,
+        settings: Mapping[str, Any],
+        mpp: float | None = None,
+        target_mpp: float = 0.25,
+        region: str | Sequence[int] | None = None,
+        tile_size: int = 1024,
+        margin_um: float = 16.0,
+        size_multiple: int = 32,
+        tissue_threshold: float = 0.06,
+        class_name: str = "Nucleus",
+        flips: bool = False,
+        resume: bool = True,
+    ) -> None:
+        for name, value in {"mpp": mpp, "target_mpp": target_mpp}.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive micrometres per pixel, got {value}")
+        self.pipeline = pipeline
+        self.mpp, self.region, self.size_multiple, self.resume = mpp, region, size_multiple, resume
+        self.target_mpp, self.tile_size, self.margin_um = target_mpp, tile_size, margin_um
+        self.tissue_threshold, self.class_name, self.flips = tissue_threshold, class_name, flips
+        # read from here, so that a result can never depend on something its journal does not know
+        self.settings = {
+            **settings,
+            **{name: getattr(self, name) for name in ("target_mpp", "tile_size", "margin_um", "size_multiple")},
+            **{name: getattr(self, name) for name in ("tissue_threshold", "class_name")},
+        }
+
+    def __call__(self, path: str | os.PathLike, folder: str | os.PathLike) -> dict[str, Any]:
+        """
+        Args:
+            path: the slide.
+            folder: where its results go.
+
+        Returns:
+            the content of ``summary.json``.
+
+        Raises:
+            DataError: when the slide cannot be used: not readable, mpp unknown, region outside; when
+                another process is at it.
+        """
+        path, folder = Path(path), Path(folder)
+        with only_writer(folder):
+            return self._segment_slide(path, folder)
+
+    def _segment_slide(self, path: Path, folder: Path) -> dict[str, Any]:
+        slide = open_slide(path)
+        mpp = self._mpp(slide)
+        region = parse_region(self.region, slide)
+        about = path.stat()
+        settings = {"file": [about.st_size, about.st_mtime_ns], "mpp": mpp, "region": list(region), **self.settings}
+        if self.resume and (done := _finished(folder, settings)) is not None:
+            logger.info("%s: an earlier run finished it", path)
+            return done
+
+        scale = 1.0 if abs(self.target_mpp / mpp - 1) <= SAME_MPP else self.target_mpp / mpp
+        margin = round(self.margin_um / (mpp * scale))
+        tissue = TissueMap(slide, region, mpp, self.tissue_threshold)
+        grid = make_tiles(tuple(side / scale for side in region), self.tile_size, margin, self.size_multiple)
+        tiles = [tile for tile in grid if tissue.touches(*(side * scale for side in tile.core))]
+        if not tiles:
+            logger.warning("%s: no tissue found, hence no nuclei; --tissue_threshold 0 looks at all of it", path)
+
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        if not self.resume:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, flips=self.flips)
+        heads = {
+            "nuclei.geojson": GEOJSON_START,
+            "nuclei.csv": csv_text([form.columns]),
+            "tiles.csv": csv_text([TILE_COLUMNS]),
+        }
+        journal = Journal(unfinished, heads, settings)
+        start = time.perf_counter()
+        try:
+            totals = self._segment(slide, tiles, region, tissue, form, Ownership(tiles, margin), journal)
+            journal.finish({"nuclei.geojson": GEOJSON_END})
+        finally:
+            journal.close()
+        seconds = time.perf_counter() - start
+        unread, domains = totals.pop("unread"), totals.pop("domains")
+        if unread and len(unread) == len(tiles) and not totals["nuclei"]:
+            shutil.rmtree(unfinished)
+            raise DataError(path, f"no tile of it can be read ({unread[0]['problem']})", "Copy it again")
+        _warn(path, unread, totals["cut"], len(tiles))
+        if unread:
+            write_table(unfinished / "unread.csv", unread)
+        density = totals["nuclei"] / tissue.area_mm2 if tissue.area_mm2 else 0.0
+        summary = {
+            "slide": str(path),
+            "size": [slide.width, slide.height],
+            "tissue_mm2": round(tissue.area_mm2, 4),
+            "nuclei_per_mm2": round(density, 1),
+            **totals,
+            "tiles": len(tiles),
+            "tiles_without_tissue": len(grid) - len(tiles),
+            "tiles_with_unread_areas": len(unread),
+            **domain_summary(domains),
+            "seconds": round(seconds, 2),
+            "network_share": round(self.pipeline.network_seconds / seconds, 3),
+            "settings": settings,
+        }
+        write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
+        write_json(unfinished / "summary.json", summary, default=str)
+        _replace(unfinished, folder)
+        return summary
+
+    def _segment(
+        self,
+        slide: Slide,
+        tiles: list[Tile],
+        region: tuple[int, int, int, int],
+        tissue: TissueMap,
+        form: NucleusFormat,
+        owners: Ownership,
+        journal: Journal,
+    ) -> dict[str, Any]:
+        """Segment the tiles that the journal lacks; totals over all of them."""
+        totals: dict[str, Any] = {"nuclei": 0, "cut": 0, "tiles_of_earlier_runs": 0, "unread": [], "domains": []}
+        for tile, record in zip(tiles, journal.records()):
+            owners.recall(tile, record["border"])
+            _add_up(totals, record)
+            totals["tiles_of_earlier_runs"] += 1
+        done = totals["tiles_of_earlier_runs"]
+        found = self.pipeline(slide, form.scale, form.mpp, tiles[done:])
+        with tqdm(total=len(tiles), initial=done, desc=slide.path.name, unit="tile", smoothing=0.05) as bar:
+            for window, nuclei in found:
+                tile = window.tile
+                local = form.at(tile.window[:2])
+                mine = owners.choose(tile, [n for n in nuclei if _within(local.centroid(n), region)])
+                record = {
+                    "nuclei": len(mine),
+                    "cut": sum(_is_cut(nucleus, tile, slide, form.scale) for nucleus in mine),
+                    "unread": _bounds(window),
+                    "border": owners.record(tile),
+                    "domain": tile_domain(window, tissue, form.scale, self.pipeline.domain_distance),
+                }
+                numbered = list(enumerate(mine, start=totals["nuclei"] + 1))
+                features = ",\n".join(local.feature(nucleus, number) for number, nucleus in numbered)
+                separator = ",\n" if totals["nuclei"] and mine else ""
+                rows = csv_text(local.row(nucleus, number) for number, nucleus in numbered)
+                row = tile_row(tile, form.scale, record["nuclei"], record["domain"])
+                texts = {"nuclei.geojson": separator + features, "nuclei.csv": rows}
+                journal.write({**texts, "tiles.csv": csv_text([row])}, record)
+                _add_up(totals, record)
+                bar.set_postfix(nuclei=totals["nuclei"], refresh=False)
+                bar.update()
+        return totals
+
+    def _mpp(self, slide: Slide) -> float:
+        if self.mpp is None and slide.mpp is None:
+            raise DataError(slide.path, "it does not say its micrometres per pixel", "Give them: --mpp 0.25, for 40x")
+        if self.mpp is None:
+            return slide.mpp
+        if slide.mpp is not None and abs(self.mpp / slide.mpp - 1) > SAME_MPP:
+            logger.warning("%s: says %.4g um per pixel, taken are the given %.4g", slide.path, slide.mpp, self.mpp)
+        return float(self.mpp)
+
+
+def _add_up(totals: dict[str, Any], record: Mapping[str, Any]) -> None:
+    totals["nuclei"] += record["nuclei"]
+    totals["cut"] += record["cut"]
+    if record["domain"]:
+        totals["domains"].append(record["domain"])
+    if record["unread"]:
+        totals["unread"].append(record["unread"])
+
+
+def _within(point: tuple[float, float], box: tuple[int, int, int, int]) -> bool:
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
+
+
+def _is_cut(nucleus: Nucleus, tile: Tile, slide: Slide, scale: float) -> bool:
+    """Whether it reaches an edge of its window beyond which the slide goes on."""
+    left, top, side = tile.window
+    y0, x0, y1, x1 = nucleus.box
+    low = (x0 == 0 and left > 0) or (y0 == 0 and top > 0)
+    return (
+        low
+        or (x1 == side and (left + side) * scale < slide.width)
+        or (y1 == side and (top + side) * scale < slide.height)
+    )
+
+
+def _bounds(window: SlideWindow) -> dict[str, Any] | None:
+    """One box in level-0 pixels around all that could not be read of a window, and the first problem."""
+    if not window.unread:
+        return None
+    left, top = (min(box[axis] for box, _ in window.unread) for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box, _ in window.unread) for axis in (0, 1))
+    box = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    return {**box, "problem": window.unread[0][1]}
+
+
+def _warn(path: Path, unread: list[dict], cut: int, tiles: int) -> None:
+    if unread:
+        logger.warning("%s: %d of %d tiles have areas that cannot be read, see unread.csv", path, len(unread), tiles)
+    if cut:
+        logger.warning("%s: %d nuclei reach the edge of their window; raise --margin_um", path, cut)
+
+
+def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a finished run with the same settings."""
+    try:
+        summary = read_json(folder / "summary.json")
+    except DataError:
+        return None
+    return summary if summary.get("settings") == json.loads(json.dumps(settings, default=str)) else None
+
+
+def _replace(unfinished: Path, folder: Path) -> None:
+    """Give a whole folder its name, in the place of an earlier result."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    unfinished.rename(folder)
+    (folder / "journal.jsonl").unlink()
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,237 @@
+"""What MONAI Label's stock app asks of the bundle, and what our app is made of, without a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import tiny_bundle, tiny_model
+from label_server import missing_package
+from monai.bundle import ConfigParser
+from PIL import Image
+from scripts.data.synthetic import ensure_dataset
+from scripts.nuclei.label_maps import ServedLabelMapd
+from slides import make_drawing
+
+REPO = Path(__file__).resolve().parents[2]
+needs_label = pytest.mark.skipif(missing_package() is not None, reason=f"{missing_package()} is not installed")
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return Path(ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic"))
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_root, tmp_path_factory):
+    return tiny_bundle(bundle_root, tmp_path_factory.mktemp("label") / "ama_sam")
+
+
+@pytest.fixture
+def tile(synthetic, tmp_path):
+    """A tile that is not square: swapped axes would show."""
+    source = sorted((synthetic / "synthetic_pink" / "images").iterdir())[0]
+    path = tmp_path / "tile.png"
+    Image.open(source).convert("RGB").crop((0, 0, 100, 70)).save(path)
+    return path
+
+
+# --- configs
+
+
+def test_each_config_says_what_the_stock_app_reads(bundle_root):
+    """Of single files, without merging; see monailabel/tasks/infer/bundle.py and train/bundle.py."""
+    inference, train, metadata = (
+        json.loads((bundle_root / "configs" / f"{name}.json").read_text())
+        for name in ("inference", "train", "metadata")
+    )
+    for name in ("bundle_root", "device", "network_def", "preprocessing", "post_transforms", "inferer"):
+        assert name in inference, name
+    assert isinstance(inference["displayable_configs"], dict)
+    assert "displayable_configs" not in train, "a client that does not send all of them could not train"
+    assert isinstance(train["train"]["handlers"], list) and all(isinstance(h, dict) for h in train["train"]["handlers"])
+    assert {"network", "device", "bundle_root", "run", "output_dir"} <= train.keys() and isinstance(train["run"], str)
+    assert {"data"} <= train["train"]["dataset"].keys() and {"data"} <= train["validate"]["dataset"].keys()
+    assert "max_epochs" in train["train"]["trainer"]
+    inputs, outputs = (metadata["network_data_format"][name] for name in ("inputs", "outputs"))
+    assert list(inputs) == ["image"] and len(inputs["image"]["spatial_shape"]) == 2
+    assert list(outputs) == ["pred"] and outputs["pred"]["channel_def"] == {"0": "background", "1": "nuclei"}
+
+
+def test_nothing_shadows_the_model(bundle_root):
+    """The stock app loads the *.pt with the shortest name, whatever it holds."""
+    assert [path.name for path in (bundle_root / "models").glob("*.pt")] == ["model.pt"]
+
+
+def test_a_label_map_is_what_the_servers_writer_expects():
+    instances = np.zeros((1, 3, 5), np.int32)
+    instances[0, 2, 4] = 300
+    given = {"image": "pixels", "pred": "logits", "instances": instances, "image_path": "a.jpg"}
+    item = ServedLabelMapd()(given)
+    assert item["pred"].shape == (5, 3) and item["pred"].dtype == np.uint16 and item["pred"][4, 2] == 300
+    assert item["result_extension"] == ".png" and "image" not in item and item["image_path"] == "a.jpg"
+    assert ServedLabelMapd()({**given, "result_extension": ".tif"})["result_extension"] == ".tif"
+    with pytest.raises(ValueError, match="70000 nuclei"):
+        ServedLabelMapd()({**given, "instances": instances + 69_700})
+
+
+@pytest.mark.parametrize("device", ["cpu", "$torch.device('cpu')"])
+def test_the_configs_take_a_device_by_its_name(bundle, device):
+    for config, part in (("inference", "inferer"), ("inference", "amp"), ("train", "amp"), ("train", "num_workers")):
+        parser = ConfigParser()
+        parser.read_config(str(bundle / "configs" / f"{config}.json"))
+        parser.config.update({"bundle_root": str(bundle), "device": device})
+        parser.get_parsed_content(part)
+
+
+# --- the stock app's classes
+
+
+@pytest.fixture
+def label_classes(monkeypatch):
+    """MONAI Label's own classes; it must not import the tiny bundle's copy of ``scripts`` in the place of ours."""
+    monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
+    monkeypatch.syspath_prepend(str(REPO / "apps" / "ama_sam"))
+    import lib.torchvision_operators  # noqa: F401
+    from monailabel.tasks.infer.bundle import BundleInferTask
+    from monailabel.tasks.train.bundle import BundleTrainTask
+
+    return BundleInferTask, BundleTrainTask
+
+
+@needs_label
+def test_the_stock_infer_task_gives_the_instances_of_inferring(label_classes, bundle, tile, tmp_path):
+    task = label_classes[0](str(bundle), {})
+    assert task.is_valid() and task.info()["labels"] == {"nuclei": 1} and task.info()["dimension"] == 2
+    assert None not in task.info()["config"].values()
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.config.update(
+        {"bundle_root": str(bundle), "dataset_dir": str(tile.parent), "output_dir": str(tmp_path / "o")}
+    )
+    parser.get_parsed_content("evaluator").run()
+    wanted = np.asarray(Image.open(tmp_path / "o" / "tile_instances.png"))
+    file, _ = task({"image": str(tile), "device": "cpu"})
+    found = np.asarray(Image.open(file))
+    assert found.dtype == np.uint16 and np.array_equal(found, wanted) and found.shape == (70, 100) and found.any()
+    stricter = np.asarray(Image.open(task({"image": str(tile), "device": "cpu", "threshold": 0.999})[0]))
+    assert (stricter > 0).sum() < (found > 0).sum(), "options of a request count"
+
+
+@needs_label
+@pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("L", "png"), ("P", "png"), ("RGB", "jpg"), ("RGB", "tif")])
+def test_the_stock_infer_task_takes_what_people_upload(label_classes, bundle, tile, tmp_path, mode, suffix):
+    path = tmp_path / f"upload.{suffix}"
+    Image.open(tile).convert(mode).save(path)
+    file, _ = label_classes[0](str(bundle), {})({"image": str(path), "device": "cpu"})
+    assert file.endswith(".png") and np.asarray(Image.open(file)).shape == (70, 100)
+
+
+@needs_label
+def test_the_stock_train_task_publishes_a_new_model_after_a_single_label(label_classes, bundle, synthetic, tmp_path):
+    name = sorted((synthetic / "synthetic_pink" / "images").iterdir())[0].name
+    item = {key: str(synthetic / "synthetic_pink" / f"{key}s" / name) for key in ("image", "label")}
+    before = (bundle / "models" / "model.pt").read_bytes()
+    datastore = SimpleNamespace(datalist=lambda: [item])
+    label_classes[1](str(bundle), {})({"model": "ama_sam", "max_epochs": 1, "device": "cpu"}, datastore)
+    assert (bundle / "models" / "model.pt").read_bytes() != before
+    assert [path.read_bytes() for path in (bundle / "models" / "previous").glob("*.pt")] == [before]
+
+
+# --- our app's parts
+
+
+@pytest.fixture
+def app_parts(label_classes):
+    from lib import annotations, infer, studies, uncertainty
+
+    return SimpleNamespace(annotations=annotations, infer=infer, studies=studies, uncertainty=uncertainty)
+
+
+@pytest.fixture
+def task(app_parts, bundle, tmp_path):
+    (tmp_path / "model").mkdir()
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    return app_parts.infer.SegmentNuclei(bundle, {"model_dir": str(tmp_path / "model")}, studies)
+
+
+@pytest.fixture
+def knowing_task(app_parts, bundle_root, tmp_path):
+    """The same with a network that finds what is dark, and an image of nuclei that are wholly in it."""
+    bundle = tiny_bundle(bundle_root, tmp_path / "knowing", inference={"network": {"_target_": "slides.Darkness"}})
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    drawing = make_drawing(900, 700, seed=2)
+    image = tmp_path / "nuclei.png"
+    Image.fromarray(drawing.draw(0, 0, 900, 700, 1.0)).save(image)
+    return app_parts.infer.SegmentNuclei(bundle, {"model_dir": str(tmp_path)}, studies), image, drawing.nuclei
+
+
+@needs_label
+def test_our_task_serves_a_published_model_at_once(task, tile, tmp_path):
+    first = np.asarray(Image.open(task({"image": str(tile)})[0]))
+    tiny_model(tmp_path / "model" / "model.pt", seed=7)
+    assert not np.array_equal(np.asarray(Image.open(task({"image": str(tile)})[0])), first)
+    (tmp_path / "model" / "model.pt").unlink()
+    assert np.array_equal(np.asarray(Image.open(task({"image": str(tile)})[0])), first), "the bundle's own again"
+
+
+@needs_label
+def test_xml_of_our_polygons_read_again_is_the_label_map(app_parts, knowing_task):
+    """What is served to QuPath and comes back unchanged is learned as it was found."""
+    task, image, nuclei = knowing_task
+    answer = task.annotate(str(image), {"output": "asap", "model": "ama_sam"})
+    label = app_parts.studies.label_map(image, answer["file"])
+    instances = np.asarray(Image.open(task({"image": str(image)})[0]))
+    assert instances.max() == len(nuclei) > 5 and np.array_equal(label, instances)
+
+
+@needs_label
+def test_the_three_formats_hold_the_same_polygons(knowing_task):
+    task, tile, _ = knowing_task
+    from xml.etree import ElementTree
+
+    request = {"model": "ama_sam", "location": [0, 0], "size": [450, 700]}
+    geojson = task.annotate(str(tile), {**request, "output": "json"})["params"]
+    wanted = [feature["geometry"]["coordinates"][0][:-1] for feature in geojson["features"]]
+    xml = ElementTree.parse(task.annotate(str(tile), {**request, "output": "asap"})["file"])
+    asap = [[[float(c.get("X")), float(c.get("Y"))] for c in a.iter("Coordinate")] for a in xml.iter("Annotation")]
+    dsa = json.loads(Path(task.annotate(str(tile), {**request, "output": "dsa"})["file"]).read_text())
+    assert asap == wanted and [[p[:2] for p in e["points"]] for e in dsa["elements"]] == wanted and wanted
+    whole = task.annotate(str(tile), {"model": "ama_sam", "output": "json"})["params"]["features"]
+    inside = [f for f in whole if f["properties"]["centroid"][0] < 450]
+    assert len(whole) > len(inside) and [f["geometry"] for f in inside] == [
+        f["geometry"] for f in geojson["features"]
+    ], "whole, by their centre"
+
+
+@needs_label
+def test_the_most_uncertain_tile_is_offered_and_looked_at_once(app_parts, tmp_path, tile):
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    for name in "abc":
+        studies.add_image(name, str(tile), {})
+    entropy, asked = {"a": 0.2, "b": 0.7, "c": 0.5}, []
+
+    def look(path, mpp):
+        asked.append(Path(path).stem)
+        return entropy[asked[-1]]
+
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"one")
+    strategy = app_parts.uncertainty.MostUncertain(SimpleNamespace(entropy=look, get_path=lambda: str(model)))
+    assert strategy({"max_images": 1}, studies) == {"id": "a", "weight": 0.2} and asked == ["a"]
+    assert strategy({}, studies) == {"id": "b", "weight": 0.7} and asked == ["a", "b", "c"]
+    label = tmp_path / "label.png"
+    Image.fromarray(np.ones((70, 100), np.uint8)).save(label)
+    studies.save_label("b", str(label), "final", {})
+    assert strategy({}, studies)["id"] == "c" and len(asked) == 3
+    model.write_bytes(b"another")
+    assert strategy({}, studies)["id"] == "c" and asked[3:] == ["a", "c"], "another model is asked anew"
+
+
+@needs_label
+def test_uncertainty_is_low_on_an_even_answer(task, tile):
+    entropy = task.entropy(str(tile), None)
+    assert 0 < entropy < 1

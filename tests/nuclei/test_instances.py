@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+from scipy import ndimage
+from scipy.special import logit
+from scripts.nuclei.instances import LogitsToInstancesd, logits_to_instances
+from scripts.nuclei.metrics import instance_scores
+
+
+def discs(*circles: tuple[int, int, int], side: int = 100) -> np.ndarray:
+    """(row, column, radius) of each to an instance map."""
+    rows, columns = np.mgrid[:side, :side]
+    label = np.zeros((side, side), np.int32)
+    for index, (row, column, radius) in enumerate(circles, start=1):
+        label[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = index
+    return label
+
+
+def ideal_logits(label: np.ndarray, channels: int = 2) -> np.ndarray:
+    """What a perfect network says about a label map."""
+    from scripts.data.transforms import normalised_distance
+
+    foreground = np.where(label > 0, 8.0, -8.0)
+    distance = logit(np.clip(normalised_distance(label), 1e-3, 1 - 1e-3))
+    return np.stack([foreground, distance])[:channels].astype(np.float32)
+
+
+def labels_of(folder, split: str = "testing") -> list[np.ndarray]:
+    entries = json.loads((folder / "split.json").read_text())[split]
+    return [np.asarray(Image.open(folder / entry["label"])).astype(np.int32) for entry in entries]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["tnbc", "monuseg"])
+def test_ideal_logits_of_real_labels_give_the_nuclei_back(real_data, domain):
+    ajis = []
+    for label in labels_of(real_data / domain):
+        _, instances = logits_to_instances(ideal_logits(label), min_area=10)
+        ajis.append(instance_scores(instances[0], label)["aji"])
+    assert min(ajis) > 0.95, f"AJI of each image: {np.round(ajis, 3)}"
+
+
+def test_touching_nuclei_are_separated():
+    label = discs((50, 35, 16), (50, 63, 16), (20, 80, 9))
+    assert logits_to_instances(ideal_logits(label, channels=1))[1].max() == 2, "one channel cannot separate them"
+    mask, instances = logits_to_instances(ideal_logits(label))
+    assert instance_scores(instances[0], label)["aji"] > 0.98
+    np.testing.assert_array_equal(mask[0], label > 0)
+
+
+def test_components_are_what_is_left_without_the_watershed():
+    label = discs((50, 35, 16), (50, 63, 16), (20, 80, 9))
+    logits = ideal_logits(label)
+    transform = LogitsToInstancesd(method="components")
+    mask, instances = (transform({"pred": torch.as_tensor(logits)})[key] for key in ("mask", "instances"))
+    assert instances.max() == 2 and torch.equal(mask > 0, torch.as_tensor(label > 0)[None])
+    with pytest.raises(ValueError, match="method must be watershed or components, got 'blobs'"):
+        logits_to_instances(logits, method="blobs")
+
+
+@pytest.mark.parametrize("scale", [0.35, 0.6, 1.0])
+def test_a_network_that_underrates_distances_still_separates(scale):
+    """Real networks do so for small nuclei; a fixed marker threshold of 0.5 would find no marker there."""
+    label = discs((50, 35, 16), (50, 63, 16))
+    logits = ideal_logits(label)
+    logits[1] = logit(scale / (1 + np.exp(-logits[1])))
+    assert logits_to_instances(logits)[1].max() == 2
+
+
+def test_ripples_do_not_split_a_nucleus():
+    label = discs((50, 50, 30))
+    logits = ideal_logits(label)
+    logits[1] += np.random.default_rng(0).normal(0, 0.5, label.shape)
+    assert logits_to_instances(logits)[1].max() == 1
+
+
+def test_foreground_without_a_peak_stays_one_nucleus():
+    label = discs((30, 30, 12), (70, 70, 12))
+    logits = ideal_logits(label)
+    logits[1] = -8
+    assert instance_scores(logits_to_instances(logits)[1][0], label)["aji"] == 1
+
+
+def test_holes_in_a_nucleus_are_filled_and_gaps_between_nuclei_are_not():
+    label = discs((30, 30, 14))
+    logits = ideal_logits(label)
+    logits[0, 28:33, 28:33] = -8
+    assert logits_to_instances(logits)[0][0, 30, 30] == 1
+    # eight nuclei around a lumen: filling the mask as a whole would fill the lumen
+    ring = discs(*((int(50 + 30 * math.sin(a)), int(50 + 30 * math.cos(a)), 13) for a in np.arange(8) * math.pi / 4))
+    ring_mask, ring_instances = logits_to_instances(ideal_logits(ring))
+    assert ndimage.binary_fill_holes(ring > 0)[50, 50], "the case must be a closed ring"
+    assert ring_mask[0, 50, 50] == 0
+    assert ring_instances.max() == 8
+
+
+def test_a_bay_at_the_image_border_is_not_a_hole():
+    label = discs((30, 0, 14))
+    label[26:34, :5] = 0
+    assert logits_to_instances(ideal_logits(label, channels=1))[0][0, 30, 0] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_small_objects_go_and_ids_are_consecutive(channels):
+    label = discs((10, 10, 2), (30, 30, 10), (60, 60, 2), (80, 80, 10))  # discs of radius 2 have 13 pixels
+    mask, instances = logits_to_instances(ideal_logits(label, channels), min_area=14)
+    assert np.unique(instances).tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(mask > 0, instances > 0)
+    assert np.unique(logits_to_instances(ideal_logits(label, channels), min_area=13)[1]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_smallest_area_in_micrometres_depends_on_mpp():
+    logits = torch.as_tensor(ideal_logits(discs((30, 30, 2), (70, 70, 10))))  # 13 and 317 pixels
+    transform = LogitsToInstancesd(min_area=1, min_area_um2=5)
+
+    def count(mpp):
+        return transform({"pred": logits, "mpp": mpp})["instances"].max().item()
+
+    assert count(1.0) == 2, "13 um2 is more than 5"
+    assert count(torch.tensor(0.5)) == 1, "3.25 um2 is less than 5"
+    assert count(math.nan) == count(None) == 2, "without mpp min_area in pixels counts"
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("fill", [-9.0, 9.0])
+def test_images_of_nothing_and_of_nothing_else(channels, fill):
+    mask, instances = logits_to_instances(np.full((channels, 20, 30), fill, np.float32))
+    assert mask.shape == instances.shape == (1, 20, 30)
+    assert instances.max() == mask.max() == (fill > 0)
+
+
+def test_transform_gives_the_promised_types_and_keeps_meta_data():
+    pred = MetaTensor(torch.as_tensor(ideal_logits(discs((30, 30, 10)))), meta={"filename_or_obj": "a.png"})
+    item = LogitsToInstancesd("pred")({"pred": pred})
+    assert item["mask"].dtype == torch.uint8 and item["instances"].dtype == torch.int32
+    assert item["mask"].shape == item["instances"].shape == (1, 100, 100)
+    assert item["instances"].meta["filename_or_obj"] == "a.png"
+
+
+def test_channels_behind_the_networks_own_are_the_spread():
+    logits = torch.as_tensor(ideal_logits(discs((30, 30, 10)), channels=1))
+    item = LogitsToInstancesd(out_channels=1)({"pred": torch.cat([logits, torch.full_like(logits, 0.25)])})
+    assert item["instances"].max() == 1 and (item["spread"] == 0.25).all() and item["spread"].shape == logits.shape
+    assert "spread" not in LogitsToInstancesd(out_channels=1)({"pred": logits})
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 2, 8, 8)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"logits must be \(1, H, W\) or \(2, H, W\), got"):
+        logits_to_instances(np.zeros(shape, np.float32))
+
+
+def test_time_grows_with_pixels_not_with_nuclei_times_pixels():
+    one_disc = discs((5, 5, 3), side=10)
+    few, many = np.kron(one_disc, np.ones((50, 50), np.int32)), np.tile(one_disc, (50, 50))
+
+    def seconds(mask):
+        logits = np.stack([np.where(mask > 0, 8.0, -8.0), ndimage.gaussian_filter(np.where(mask > 0, 4.0, -4.0), 1)])
+        start = time.perf_counter()
+        instances = logits_to_instances(logits.astype(np.float32))[1]
+        return time.perf_counter() - start, instances.max()
+
+    (time_few, count_few), (time_many, count_many) = min(seconds(few), seconds(few)), min(seconds(many), seconds(many))
+    assert (count_few, count_many) == (1, 2500)
+    assert time_many < 10 * time_few, f"{count_many} nuclei took {time_many:.2f} s, one took {time_few:.2f} s"
