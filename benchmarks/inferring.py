@@ -24,14 +24,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="number of synthetic tiles")
     parser.add_argument("--side", type=int, default=512, help="side of the synthetic tiles")
     parser.add_argument("--ckpt_path", help="weights other than the bundle's")
-    parser.add_argument("--decoder_size", help="of these weights")
     parser.add_argument("--repeat", type=int, default=3, help="timed runs")
     args = parser.parse_args()
 
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         source = args.dataset_dir or _tiles(Path(folder, "tiles"), args.images, args.side)
-        overrides = {key: getattr(args, key) for key in ("ckpt_path", "decoder_size") if getattr(args, key)}
+        overrides = {"ckpt_path": args.ckpt_path} if args.ckpt_path else {}
         runs = [_run(source, Path(folder, f"run{i}"), overrides) for i in range(args.repeat + 1)]
     runs = runs[1:]  # the first one warms up
     print(f"{runs[0]['images']:.0f} images from {args.dataset_dir or 'synthetic tiles'}")

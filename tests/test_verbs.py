@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fakes import tiny_model
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from PIL import Image
-from scripts.networks.model_file import load_model, read_model_file
+from scripts.errors import root_cause
+from scripts.networks.loading import load_model, load_network
+from scripts.networks.model_file import read_model_file
+from scripts.networks.model_info import describe_decoder
 from scripts.setup_run import unknown_keys
 
 CONFIGS = ("train", "evaluate", "inference", "wsi")
@@ -56,7 +61,8 @@ def test_every_key_of_a_config_is_used(bundle_root, config):
     # tables such as run_params are used as a whole, hence none of their keys by name
     tables = ("provenance", "run_params", "settings")
     dead = [key for key in unknown_keys(parser.get(), {}) if key.partition("::")[0] not in tables]
-    more = {"train": ["caching"], "inference": ["post_transforms"]}.get(config, [])  # the latter is MONAI Label's
+    # what MONAI's own tools and MONAI Label take by name
+    more = {"train": ["caching"], "inference": ["network_def", "post_transforms"]}.get(config, [])
     assert dead == sorted(["imports", "initialize", "run", VERBS[config], *more])
 
 
@@ -68,16 +74,16 @@ def test_an_override_is_known_if_the_defaults_have_it_or_something_refers_to_it(
     assert unknown_keys({**defaults, "_meta_": {"version": "1"}}, defaults) == []
 
 
-def test_all_configs_build_the_same_network(bundle_root):
-    networks = [
-        ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")["network_def"]["decoder"] for c in CONFIGS
-    ]
-    assert all(network == networks[0] for network in networks)
-    defaults = [
-        {k: ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json")[k] for k in ("backbone", "tile_size")}
-        for c in CONFIGS
-    ]
-    assert all(default == defaults[0] for default in defaults)
+def test_the_network_stands_where_monai_asks_for_it_and_nowhere_else(bundle_root):
+    files = {path.stem: ConfigParser.load_config_file(path) for path in (bundle_root / "configs").glob("*.json")}
+    assert {name for name, content in files.items() if "network_def" in content} == {"train", "inference"}
+    built = []
+    for name in ("train", "inference"):
+        parser = ConfigParser(files[name])
+        parser["image_encoder"] = {"_target_": "scripts.networks.sam_encoders.build_encoder", "backbone": "vit_test"}
+        built.append(describe_decoder(parser.get_parsed_content("network_def").decoder))
+    assert built[0] == built[1], "what is trained by default is what MONAI's tools build by default"
+    assert len({files[name]["tile_size"] for name in CONFIGS}) == 1
 
 
 @pytest.mark.parametrize("config, kind", [("train", "train"), ("inference", "infer")])
@@ -123,12 +129,6 @@ def test_training_without_any_weights_file_takes_the_encoder_from_the_bundle(bun
     assert fingerprint(encoder) == shipped["provenance"]["encoder_fingerprint"]
 
 
-def _network(bundle_root):
-    parser = ConfigParser()
-    parser.read_config(str(bundle_root / "configs" / "inference.json"))
-    return parser.get_parsed_content("network_def")
-
-
 @pytest.mark.parametrize("problem", ["missing", "truncated", "foreign"])
 def test_a_model_file_that_cannot_be_used_is_named(bundle_root, shipped, tmp_path, problem):
     path = tmp_path / "model.pt"
@@ -137,14 +137,14 @@ def test_a_model_file_that_cannot_be_used_is_named(bundle_root, shipped, tmp_pat
     if problem == "foreign":
         torch.save({"weights": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="model.pt.*--ckpt_path"):
-        load_model(_network(bundle_root), path)
+        load_network(path)
 
 
 def test_a_model_of_another_width_says_which_settings_it_needs(bundle_root, shipped, tmp_path):
     parser = ConfigParser()
     parser.read_config(str(bundle_root / "configs" / "inference.json"))
     parser["decoder_size"] = "light"
-    with pytest.raises(ValueError, match="--decoder_size standard"):
+    with pytest.raises(ValueError, match="size standard.*--decoder_size standard"):
         load_model(parser.get_parsed_content("network_def"), bundle_root / "models" / "model.pt")
 
 
@@ -242,3 +242,40 @@ def test_metadata_follows_the_schema(bundle_root, caplog):
     with caplog.at_level(logging.INFO):
         verify_metadata(str(bundle_root / "configs" / "metadata.json"), str(schema))
     assert "metadata is verified" in caplog.text
+
+
+# --- settings as a command line gives them
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+@pytest.mark.parametrize("config", ["train", "evaluate", "inference", "wsi", "align"])
+def test_a_device_may_be_named_by_text(bundle_root, config, device):
+    """`--device cuda:1` arrives as text; every key that follows from it must understand that."""
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json"))
+    parser["device"] = device
+    follows = [key for key in ("amp", "tile_batch_size", "num_workers", "workers") if key in parser.get()]
+    values = {key: parser.get_parsed_content(key) for key in follows}
+    assert values["amp"] is (device != "cpu")
+    assert values.get("tile_batch_size") == (None if "tile_batch_size" not in values else 1 if device == "cpu" else 4)
+
+
+def test_no_config_takes_a_device_to_be_an_object(bundle_root):
+    for path in (bundle_root / "configs").glob("*.json"):
+        assert not re.search(r"@device\.", path.read_text()), path.name
+
+
+@pytest.mark.parametrize("config", ["evaluate", "inference", "wsi", "align"])
+def test_a_model_needs_no_key_and_one_that_contradicts_it_is_refused(bundle_root, tmp_path, config):
+    path = tiny_model(tmp_path / "model.pt")
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json"))
+    parser.update({"bundle_root": str(bundle_root), "ckpt_path": str(path), "device": "cpu"})
+    assert parser.get_parsed_content("network").image_encoder.backbone_type == "vit_test"
+    assert parser.get_parsed_content("network_mpp") == 0.25, "the model's"
+    parser["target_mpp"] = 0.5
+    parser.parse(reset=True)
+    assert parser.get_parsed_content("network_mpp") == 0.5
+    parser["backbone"] = "vit_b"
+    parser.parse(reset=True)
+    with pytest.raises(Exception) as told:  # noqa: B017 which class MONAI wraps it in does not matter
+        parser.get_parsed_content("network")
+    assert "it has backbone vit_test, and --backbone says vit_b" in str(root_cause(told.value))

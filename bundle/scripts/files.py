@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.errors import DataError
 
-__all__ = ["atomic_path", "read_json", "sha256_of", "write_json", "write_table"]
+__all__ = ["atomic_path", "bundle_version", "read_json", "sha256_of", "write_json", "write_table"]
 
 
 @contextmanager
@@ -79,3 +79,8 @@ def sha256_of(path: str | os.PathLike) -> str | None:
         return None
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundle_version(bundle_root: str | os.PathLike) -> str:
+    """Version of the bundle, as its metadata says; DataError when they cannot be read."""
+    return str(read_json(Path(bundle_root) / "configs" / "metadata.json")["version"])

@@ -16,7 +16,8 @@ from monai.bundle import ConfigParser
 from scripts.errors import root_cause
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
-from scripts.networks.model_file import read_model_file, save_model
+from scripts.networks.loading import save_model
+from scripts.networks.model_file import read_model_file
 from scripts.setup_run import unknown_keys
 
 FILES = ("alignment.json", "alignment.md", "alignment.png")
@@ -30,15 +31,15 @@ def model(encoder, tmp_path_factory):
     torch.manual_seed(2)
     network = AMASAM(encoder[0], HRDecoder(encoder[0].channels, encoder[0].strides, size="light"))
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_model(path, network, {"network": {"backbone": "vit_test", "decoder_size": "light"}})
+    save_model(path, network, {"seed": 0})
     return path
 
 
 @pytest.fixture(scope="module")
 def align(bundle_root, synthetic, model):
     def align(output, **overrides):
-        arguments = {"dataset_dir": synthetic, "ckpt_path": str(model), "backbone": "vit_test", **overrides}
-        arguments = {"decoder_size": "light", "window_size": 64, "windows_per_domain": 16, **arguments}
+        arguments = {"dataset_dir": synthetic, "ckpt_path": str(model), **overrides}
+        arguments = {"window_size": 64, "windows_per_domain": 16, **arguments}
         place_store(output)
         open_verb(bundle_root, "align", "infer", output_dir=str(output), **arguments).run()
         return json.loads((output / "alignment.json").read_text())
@@ -110,7 +111,7 @@ def test_too_few_patients_are_said_in_the_report(align, tmp_path):
     [
         ({"ckpt_path": "nowhere/model.pt"}, "nowhere/model.pt: there is no such model file. .*--ckpt_path"),
         ({"auxiliary": "none"}, "synthetic_pink: it is the only domain.*--auxiliary"),
-        ({"decoder_size": "standard"}, "--decoder_size light"),
+        ({"decoder_size": "standard"}, "has decoder_size light, and --decoder_size says standard"),
         ({"splits": "test"}, "split must be one of"),
         ({"window_size": 100}, "multiple of 32"),
         ({"window_per_domain": 4}, "did you mean 'windows_per_domain'"),
@@ -125,7 +126,7 @@ def test_settings_that_cannot_work_are_told(align, tmp_path, overrides, message)
 
 def test_the_config_builds_the_network_of_the_others_and_has_nothing_dead(bundle_root):
     configs = [ConfigParser.load_config_file(bundle_root / "configs" / f"{c}.json") for c in ("evaluate", "align")]
-    for key in ("network_def", "domains", "backbone", "decoder_size", "aligned_stride", "target_mpp"):
+    for key in ("network", "domains", "network_mpp"):
         assert configs[0][key] == configs[1][key], key
     parser = ConfigParser(configs[1])
     parser.resolve_macro_and_relative_ids()

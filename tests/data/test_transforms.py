@@ -96,7 +96,8 @@ def test_shrinking_does_not_alias():
 
 
 @pytest.mark.parametrize(
-    "target, extra", [(None, {"mpp": 0.5}), (0.25, {"mpp": float("nan")}), (0.25, {}), (0.25, {"mpp": 0.25})]
+    "target, extra",
+    [(None, {"mpp": 0.5}), (0.25, {"mpp": float("nan")}), (0.25, {}), (0.25, {"mpp": 0.25}), (0.25, {"mpp": 0.252})],
 )
 def test_nothing_is_resampled_without_need(target, extra):
     before = make_item(**extra)
@@ -124,3 +125,19 @@ def test_results_return_to_the_pixels_of_the_file():
     torch.testing.assert_close(result["pred"][0, 5:45, 0], 2 * torch.arange(5.0, 45.0) + 0.5)
     same = {"image": image, "pred": rows, "mpp": 0.5}
     assert ToInputSized()(same)["image"] is image
+
+
+@pytest.mark.parametrize("mpp, size", [(0.5, (45, 60)), (0.125, (180, 240)), (0.3, (75, 100))])
+def test_nuclei_return_to_the_pixels_of_the_file_as_they_were_separated(mpp, size):
+    """Resampling logits would merge what touches; ids stay whole, are numbered 1..N, and the mask is where they are."""
+    seen = make_item(mpp=0.25)
+    seen["image"].meta["spatial_shape"] = np.array(size)
+    seen["instances"], seen["mask"] = seen.pop("label"), torch.ones(1, 90, 120, dtype=torch.uint8)
+    result = ToInputSized()(seen)
+    nuclei = result["instances"].numpy()[0]
+    assert nuclei.shape == size and nuclei.dtype == np.int32 and np.unique(nuclei).tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(result["mask"].numpy()[0], (nuclei > 0).astype(np.uint8))
+    assert result["mpp"] == pytest.approx(0.25 * 90 / size[0]) and result["mask"].dtype == torch.uint8
+    zoom = size[0] / 90
+    for old, new in ((1, 1), (2, 2), (5, 3)):
+        np.testing.assert_allclose((nuclei == new).sum(), (seen["instances"] == old).sum() * zoom**2, rtol=0.12)

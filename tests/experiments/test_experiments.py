@@ -237,7 +237,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
         "seeds": 5, "limit_groups": 1, **{f"training::settings::{k}": v for k, v in tiny.items()},
         "variants": [
             {"name": "broken", "mode": "joint", "training": {"batch_size": -1}},
-            {"name": "quarter", "mode": "joint", "config": str(baselines / "quarter_resolution.json")},
+            {"name": "unet", "mode": "joint", "config": str(baselines / "unet.json")},
         ],
     }  # fmt: skip
     with pytest.raises(SystemExit, match="1 of 2 children failed: broken_groups1_seed5"):
@@ -246,7 +246,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
     parent = store.find_parent()
     runs = {run.info.run_name: run for run in store.children(parent)}
     assert "batch_size" in runs["broken_groups1_seed5"].data.tags["failure"]
-    good = runs["quarter_groups1_seed5"]
+    good = runs["unet_groups1_seed5"]
     assert good.info.status == "FINISHED" and good.data.tags["mlflow.parentRunId"] == parent.info.run_id
     expected = {"mode": "joint", "seed": "5", "limit_groups": "1", "primary": "synthetic_pink", "split": "testing"}
     assert expected.items() <= good.data.params.items()
@@ -258,7 +258,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
     assert {"train.json", "history.csv", "metrics.csv", "metrics.json"} <= artifacts
 
     capsys.readouterr()
-    open_verb(bundle_root, "experiment", None, **overrides, only="quarter").run()
+    open_verb(bundle_root, "experiment", None, **overrides, only="unet").run()
     assert "1 finished before" in capsys.readouterr().out
     open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path / "out"), run_id="comparing").run()
     folder = tmp_path / "out" / "synthetic_pink" / "comparison_testing"
@@ -266,5 +266,5 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
         rows = {(row["domain"], row["metric"]): row for row in csv.DictReader(file)}
     row = rows["synthetic_pink", "dice"]
     assert float(row["mean"]) == pytest.approx(good.data.metrics["synthetic_pink_dice"])
-    assert (row["variant"], row["limit_groups"], row["std_seeds"]) == ("quarter", "1", "")
+    assert (row["variant"], row["limit_groups"], row["std_seeds"]) == ("unet", "1", "")
     assert "broken_groups1_seed5" in (Path(folder) / "comparison.md").read_text()

@@ -14,7 +14,7 @@ from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import write_table
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
-from scripts.networks.model_file import save_model
+from scripts.networks.loading import save_model
 from scripts.networks.sam_encoders import FrozenEncoder, build_encoder, load_backbone
 from torch import nn
 
@@ -89,8 +89,7 @@ def tiny_model(path: Path, size: str = "light", seed: int = 1) -> Path:
     weights.unlink()
     torch.manual_seed(seed)
     decoder = HRDecoder(in_channels=encoder.channels, strides=encoder.strides, size=size, out_channels=2)
-    settings = {"backbone": "vit_test", "decoder_size": size, "out_channels": 2, "aligned_stride": 8}
-    save_model(path, AMASAM(encoder, decoder), {"network": settings})
+    save_model(path, AMASAM(encoder, decoder), {"seed": seed}, {"version": "0", "mpp": 0.25, "domains": []})
     return path
 
 
@@ -108,7 +107,7 @@ def tiny_bundle(bundle_root: Path, folder: Path, **changes: dict) -> Path:
     (folder / "models").mkdir()
     tiny_model(folder / "models" / "model.pt")
     small = {"backbone": "vit_test", "decoder_size": "light", "tile_size": 256}
-    settings = {"train": TINY_TRAINING, "inference": small, "wsi": {**small, "tile_size": 512}, "evaluate": small}
+    settings = {"train": TINY_TRAINING, "inference": small, "wsi": {"tile_size": 512}, "evaluate": {"tile_size": 256}}
     for name, values in settings.items():
         path = folder / "configs" / f"{name}.json"
         content = json.loads(path.read_text())

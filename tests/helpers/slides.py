@@ -118,7 +118,9 @@ def segment_slide(
 ) -> Path:
     """Run the real config with another network; the folder of a single slide's results."""
     network = {"_target_": f"slides.{network}"} if isinstance(network, str) else network
-    options = {"tile_size": 512, "network": network, "device": "$torch.device('cpu')"}
-    options |= {"slide": str(slide), "output_dir": str(output_dir), "ckpt_path": "none", **overrides}
+    options = {"tile_size": 512, "network": network, "device": "cpu"}
+    if "ckpt_path" not in overrides:
+        options |= {"ckpt_path": "none", "model": {"_target_": "scripts.networks.model_info.ModelInfo"}}
+    options |= {"slide": str(slide), "output_dir": str(output_dir), **overrides}
     open_verb(bundle_root, "wsi", "inference", **options).run()
     return output_dir / Path(slide).stem

@@ -77,7 +77,7 @@ def test_every_image_gets_its_files(tmp_path):
         np.testing.assert_array_equal(mask > 0, instances > 0)
         assert np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.jpg")).ndim == 3
     header, first, second = rows_of(tmp_path / "out" / "summary.csv")
-    assert header == ["file", "nuclei", "area_fraction", "seconds"]
+    assert header == ["file", "nuclei", "area_fraction", "seconds", "mpp", "mpp_from", "scale_to_try"]
     assert first[:3] == [str(files[0]), "2", str(round(200 / 1500, 6))] and float(first[3]) >= 0
     assert second[0] == str(files[1])
     assert not list((tmp_path / "out").rglob("*.partial*"))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from fakes import open_verb
-from monai.bundle import ConfigParser, ckpt_export, onnx_export
+from monai.bundle import ckpt_export, onnx_export
 from PIL import Image
 from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
-from scripts.networks.exported import load_network
+from scripts.networks.loading import load_network
 
 # (batch, height, width): windows of 7 and 14 tokens that divide the grids, and that do not
 SHAPES = [(1, 32, 32), (2, 96, 160), (1, 224, 224), (3, 224, 256), (1, 448, 512)]
@@ -22,9 +22,7 @@ ATOL = 2e-4  # logits reach 17; seen were 6e-5
 
 @pytest.fixture(scope="module")
 def network(bundle_root):
-    parser = ConfigParser()
-    parser.read_config(str(bundle_root / "configs" / "inference.json"))
-    return load_network(parser.get_parsed_content("network_def"), bundle_root / "models" / "model.pt")
+    return load_network(bundle_root / "models" / "model.pt")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def pixels(request):
 
 @pytest.mark.parametrize("suffix", ["ts", "onnx"])
 def test_an_export_equals_the_network(network, exports, pixels, suffix):
-    exported = load_network(network, exports[suffix])
+    exported = load_network(exports[suffix])
     for batch, height, width in SHAPES:
         image = pixels[:batch, :, :height, :width]
         with torch.inference_mode():
@@ -88,15 +86,15 @@ def test_inferring_from_an_export_finds_the_same_nuclei(bundle_root, exports, pi
 
 
 @pytest.mark.parametrize("suffix", ["ts", "onnx"])
-def test_an_export_that_cannot_be_read_is_named(network, tmp_path, suffix):
+def test_an_export_that_cannot_be_read_is_named(tmp_path, suffix):
     if suffix == "onnx":
         pytest.importorskip("onnxruntime")
     path = tmp_path / f"model.{suffix}"
     with pytest.raises(DataError, match=f"model.{suffix}.*no such exported network.*exporting.md"):
-        load_network(network, path)
+        load_network(path)
     path.write_bytes(b"half of it")
     with pytest.raises(DataError, match=f"model.{suffix}.*cannot be read"):
-        load_network(network, path)
+        load_network(path)
 
 
 def test_torchscript_carries_metadata_and_config(bundle_root, exports):

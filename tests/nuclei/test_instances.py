@@ -145,11 +145,11 @@ def test_transform_gives_the_promised_types_and_keeps_meta_data():
     assert item["instances"].meta["filename_or_obj"] == "a.png"
 
 
-def test_channels_behind_the_networks_own_are_the_spread():
+def test_the_channel_behind_the_networks_own_is_the_spread():
     logits = torch.as_tensor(ideal_logits(discs((30, 30, 10)), channels=1))
-    item = LogitsToInstancesd(out_channels=1)({"pred": torch.cat([logits, torch.full_like(logits, 0.25)])})
+    item = LogitsToInstancesd(with_spread=True)({"pred": torch.cat([logits, torch.full_like(logits, 0.25)])})
     assert item["instances"].max() == 1 and (item["spread"] == 0.25).all() and item["spread"].shape == logits.shape
-    assert "spread" not in LogitsToInstancesd(out_channels=1)({"pred": logits})
+    assert "spread" not in LogitsToInstancesd()({"pred": logits})
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 2, 8, 8)])

@@ -17,7 +17,8 @@ from scripts.data.synthetic import DOMAINS, synthetic_tile
 from scripts.errors import DataError
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
-from scripts.networks.model_file import add_to_model_file, load_model, read_model_file, save_model
+from scripts.networks.loading import load_model, save_model
+from scripts.networks.model_file import add_to_model_file, read_model_file
 from scripts.networks.sam_encoders import build_encoder
 from scripts.out_of_domain.fitting import few_of_each_domain
 from scripts.out_of_domain.reference import DomainReference, window_features
@@ -120,13 +121,14 @@ def test_the_verb_adds_statistics_to_a_model_that_lacks_them(bundle_root, tmp_pa
     path = tmp_path / "model.pt"
     save_model(path, AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light")), {})
     before = read_model_file(path)
-    options = {"backbone": "vit_test", "decoder_size": "light", "domain_images": 4, "tile_size": 256}
+    options = {"domain_images": 4, "tile_size": 256}
     options |= {"dataset_dir": str(tmp_path / "synthetic"), "ckpt_path": str(path), "auxiliary": "synthetic_dark"}
     open_verb(bundle_root, "align", None, run_id="describing_domains", **options).run()
     after = read_model_file(path)
     reference = DomainReference.of_model(after)
     assert reference.names == ["synthetic_pink", "synthetic_dark"] and [len(d) for d in reference.held_out] == [4, 4]
     assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+    assert list(after["nucleus_area_px"]) == reference.names and min(after["nucleus_area_px"].values()) > 50
 
 
 # --- with the shipped weights
@@ -168,11 +170,7 @@ def test_tissue_like_that_of_training_is_near_and_other_pictures_are_far(bundle_
 @pytest.mark.slow
 def test_tiles_of_a_slide_tell_their_distance_and_flips_their_spread(bundle_root, shipped, tmp_path):
     path = save_slide(tmp_path / "a.tif", make_drawing(1000, 900, seed=3), 0.25)
-    network = {
-        "_target_": "scripts.networks.model_file.load_model",
-        "network": "$@network_def",
-        "path": "@ckpt_path",
-    }
+    network = {"_target_": "scripts.networks.loading.load_network", "path": "@ckpt_path"}
     model = str(bundle_root / "models" / "model.pt")
     out = tmp_path / "out"
     folder = segment_slide(bundle_root, path, out, network=network, ckpt_path=model, flips="features")

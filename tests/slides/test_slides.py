@@ -17,12 +17,12 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from results import read_geojson, read_table
 from scipy.spatial import cKDTree
 from scripts.errors import DataError, root_cause
 from scripts.slides.listing import segment_slides
 from scripts.slides.reading import open_slide
 from slides import Drawing, make_drawing, save_slide, segment_slide
-from test_nuclei import read_geojson, read_table
 
 MPP = 0.2  # of the slides; the model's is 0.25
 STEP = (512 - 2 * 64) * 0.25 / MPP  # level-0 pixels between the borders of cores, with the tests' tiles

@@ -111,7 +111,7 @@ def test_two_processes_evaluate_as_one_does(bundle_root, folder, trained):
     metrics, overlays, calibration = [], [], []
     for processes in (1, 2):
         output = folder / f"evaluated_{processes}"
-        settings = {key: SETTINGS[key] for key in ("backbone", "decoder_size", "tile_size")}
+        settings = {"tile_size": SETTINGS["tile_size"]}
         settings["ckpt_path"] = str(trained[1] / "model.pt")
         printed = _run(bundle_root, folder, processes, "evaluating", "evaluate", output, **settings)
         assert printed.count("\noverall") == processes - 1, "the table is printed once"

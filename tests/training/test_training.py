@@ -12,6 +12,7 @@ from fakes import tiny_model
 from ignite.engine import Events
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
+from scripts.networks.model_info import model_info
 from scripts.out_of_domain.reference import DomainReference
 
 
@@ -65,7 +66,18 @@ def test_frozen_means_bit_identical_after_training(trained, encoder):
 def test_the_model_knows_its_training_domains_at_the_end(trained):
     reference = DomainReference.of_model(read_model_file(trained[1] / "model.pt"))
     assert reference.names == ["synthetic_pink", "synthetic_blurred", "synthetic_dark"]
-    assert all(len(distances) == 10 and distances.min() > 0 for distances in reference.held_out), "ten images each"
+    assert all(distances.min() > 0 for distances in reference.held_out)
+    windows = [len(distances) for distances in reference.held_out]
+    assert windows == [10, 40, 10], "ten images each, of which those of 0.4 um are seen at the primary's 0.25"
+
+
+def test_a_model_file_tells_what_it_was_trained_on(trained, bundle_root):
+    info = model_info(trained[1] / "model.pt")
+    version = json.loads((bundle_root / "configs" / "metadata.json").read_text())["version"]
+    assert (info.backbone, info.decoder["size"], info.mpp, info.version) == ("vit_test", "light", 0.25, version)
+    roles = {domain["name"]: domain["role"] for domain in info.domains}
+    assert roles == dict.fromkeys(("synthetic_blurred", "synthetic_dark"), "auxiliary") | {"synthetic_pink": "primary"}
+    assert not info.lacks and set(info.nucleus_area_px) == set(roles)
 
 
 def test_everything_that_is_not_frozen_was_trained(trained, open_training, tmp_path):
@@ -370,10 +382,10 @@ def test_a_served_model_that_validates_better_is_replaced_only_if_asked(
 def test_a_first_model_and_one_of_another_size_are_published(open_training, tmp_path):
     served = tmp_path / "served" / "model.pt"
     open_training(tmp_path, publish_path=str(served), max_epochs=1).run()
-    assert read_model_file(served)["provenance"]["network"]["decoder_size"] == "light"
+    assert read_model_file(served)["decoder"]["size"] == "light"
     tiny_model(served, size="standard")
     open_training(tmp_path, publish_path=str(served), max_epochs=1).run()
-    assert read_model_file(served)["provenance"]["network"]["decoder_size"] == "light"
+    assert read_model_file(served)["decoder"]["size"] == "light"
     assert len(list((tmp_path / "served" / "previous").glob("*.pt"))) == 1
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "in_turn",
     "load_items",
     "training_domains",
+    "training_mpp",
 ]
 
 GROUP_KEYS = ("patient", "field", "group")
@@ -131,6 +132,11 @@ def training_domains(
 def domain_names(domains: Sequence[dict]) -> list[str]:
     """Names of the domains by index; index 0 is the primary."""
     return [domain["name"] for domain in check_domains(domains)]
+
+
+def training_mpp(domains: Sequence[dict], target_mpp: float | None) -> float | None:
+    """The pixel size, in micrometres, of a training: ``target_mpp``, else the primary's; None if unknown."""
+    return target_mpp or check_domains(domains)[0].get("mpp")
 
 
 def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = None) -> list[dict]:

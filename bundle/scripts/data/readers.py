@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image, ImageOps
 from scipy import ndimage
+from scripts.data.pixel_size import same_mpp, stated_mpp
 from scripts.errors import DataError
 from skimage.segmentation import relabel_sequential
 
@@ -109,8 +110,11 @@ class LoadNucleid(MapTransform):
     Replace the file paths of an item by its image and, if it has one, its label map.
 
     The image becomes a (3, H, W) float32 ``MetaTensor`` in [0, 255], the label a (1, H, W) int32 one; both carry
-    ``filename_or_obj``, ``spatial_shape`` (H, W) and the item's ``mpp`` (nan if unknown) in their meta data, which
+    ``filename_or_obj``, ``spatial_shape`` (H, W), ``mpp`` (nan if unknown) and ``mpp_from`` in their meta data, which
     follow the image through network and post-processing. An item without label stays without.
+
+    The pixel size ``mpp`` is the item's (``mpp_from`` is ``given``), else what the file states (``file``), else unknown
+    (``unknown``); it is also put into the item. A file that states another than is given is warned of once.
 
     Args:
         keys: key of the image, then optionally key of the label.
@@ -129,8 +133,11 @@ class LoadNucleid(MapTransform):
         image_key, *label_keys = self.keys
         image_path = os.fspath(item[image_key])
         image = read_image(image_path)
-        mpp = math.nan if item.get("mpp") is None else float(item["mpp"])
-        item[image_key] = _meta_tensor(image.transpose(2, 0, 1).astype(np.float32, order="C"), image_path, mpp)
+        mpp, source = _pixel_size(image_path, item.get("mpp"))
+        if source == "file":
+            item["mpp"] = mpp
+        pixels = image.transpose(2, 0, 1).astype(np.float32, order="C")
+        item[image_key] = _meta_tensor(pixels, image_path, mpp, source)
         for key in label_keys:
             if item.get(key) is None:
                 continue
@@ -142,7 +149,7 @@ class LoadNucleid(MapTransform):
                     f"the label map has {_size(label)} pixels but its image {image_path} has {_size(image)}",
                     "Pair the image with the label map that was drawn on it.",
                 )
-            item[key] = _meta_tensor(label[None], path, mpp)
+            item[key] = _meta_tensor(label[None], path, mpp, source)
         return item
 
 
@@ -175,8 +182,19 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _meta_tensor(array: np.ndarray, path: str, mpp: float) -> MetaTensor:
-    return MetaTensor(array, meta={"filename_or_obj": path, "spatial_shape": np.array(array.shape[1:]), "mpp": mpp})
+def _meta_tensor(array: np.ndarray, path: str, mpp: float, mpp_from: str) -> MetaTensor:
+    shape = np.array(array.shape[1:])
+    return MetaTensor(array, meta={"filename_or_obj": path, "spatial_shape": shape, "mpp": mpp, "mpp_from": mpp_from})
+
+
+def _pixel_size(path: str, given: float | None) -> tuple[float, str]:
+    given = math.nan if given is None else float(given)
+    stated = stated_mpp(path)
+    if given > 0:
+        if stated is not None and not same_mpp(given, stated):
+            _warn_once(path, f"it states pixels of {stated:.4g} um, but {given:.4g} are given and taken")
+        return given, "given"
+    return (math.nan, "unknown") if stated is None else (stated, "file")
 
 
 def _read_pixels(path: Path, indexed: bool) -> np.ndarray:

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type
 from scipy import ndimage
+from scripts.data.pixel_size import same_mpp
 
 __all__ = ["SplitTargetsd", "ToInputSized", "ToTargetMppd", "normalised_distance"]
 
@@ -17,7 +19,7 @@ class ToTargetMppd(Transform):
 
     The image is resampled bilinearly, with anti-aliasing when it shrinks; the label takes the nearest pixel, so ids
     survive. ``item["mpp"]``, and with the pixels ``mpp`` in the image's meta data, become the target. Nothing happens
-    when the target is None, the item's mpp is missing or nan, or the size would not change.
+    when the target is None, the item's mpp is missing or nan, or both are the same by ``pixel_size.same_mpp``.
 
     Args:
         target_mpp: wanted micrometres per pixel, or None to keep every item as it is.
@@ -34,7 +36,7 @@ class ToTargetMppd(Transform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         mpp = item.get("mpp")
-        if self.target_mpp is None or mpp is None or not float(mpp) > 0:
+        if self.target_mpp is None or mpp is None or not float(mpp) > 0 or same_mpp(float(mpp), self.target_mpp):
             return item
         height, width = item[self.image_key].shape[1:]
         size = tuple(max(round(side * float(mpp) / self.target_mpp), 1) for side in (height, width))
@@ -45,42 +47,59 @@ class ToTargetMppd(Transform):
         item[self.image_key] = _with_mpp(image, item["mpp"])
         for key in self.label_keys:
             if key in item:
-                rows, columns = (
-                    ((torch.arange(new) + 0.5) * (old / new)).long()
-                    for new, old in zip(size, (height, width), strict=True)
-                )
-                item[key] = item[key][:, rows][:, :, columns]
+                item[key] = _at_centres(item[key], size)
         return item
 
 
 class ToInputSized(Transform):
     """
-    Undo :class:`ToTargetMppd` for results: bring maps back to the size of the image file, bilinearly.
+    Undo :class:`ToTargetMppd` for results: bring image, maps and nuclei back to the size of the image file.
 
-    For logits, before they are thresholded, so that masks and instances are drawn on the file's own pixels. The
-    ``mpp`` in the meta data of each map, and in the item, becomes the file's again.
+    Float maps are resampled bilinearly; of instances each pixel takes the id at its centre, so nuclei stay as they were
+    separated where the network saw them, and are numbered anew. The ``mpp`` in the meta data of each map, and in the
+    item, becomes the file's again.
 
     Args:
-        keys: keys of float maps (C, H, W), the image first: its ``spatial_shape`` tells the size of the file.
+        maps: keys of float maps (C, H, W), the image first: its ``spatial_shape`` tells the size of the file.
+        instances: key of the nuclei (1, H, W), integer.
+        mask: key of where they are (1, H, W).
     """
 
-    def __init__(self, keys: Sequence[str] = ("image", "pred")) -> None:
-        self.keys = tuple(keys)
+    def __init__(
+        self, maps: Sequence[str] = ("image", "pred", "spread"), instances: str = "instances", mask: str = "mask"
+    ) -> None:
+        self.maps, self.instances, self.mask = tuple(maps), instances, mask
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
-        image = item[self.keys[0]]
-        size = tuple(int(side) for side in image.meta["spatial_shape"])
-        if size == tuple(image.shape[1:]):
+        image = item[self.maps[0]]
+        seen, size = tuple(image.shape[1:]), tuple(int(side) for side in image.meta["spatial_shape"])
+        if size == seen:
             return item
-        zoom = image.shape[1] / size[0]
+        zoom = seen[0] / size[0]
         if item.get("mpp") is not None:
             item["mpp"] = float(item["mpp"]) * zoom
-        for key in self.keys:
-            values = torch.nn.functional.interpolate(item[key][None], size, mode="bilinear", antialias=True)[0]
-            mpp = getattr(values, "meta", {}).get("mpp")
-            item[key] = values if mpp is None else _with_mpp(values, float(mpp) * zoom)
+        for key in self.maps:
+            if key in item:
+                values = torch.nn.functional.interpolate(item[key][None], size, mode="bilinear", antialias=True)[0]
+                mpp = getattr(values, "meta", {}).get("mpp")
+                item[key] = values if mpp is None else _with_mpp(values, float(mpp) * zoom)
+        if self.instances in item:
+            nuclei = _at_centres(item[self.instances], size)
+            nuclei = torch.unique(torch.cat([nuclei.new_zeros(1), nuclei.flatten()]), return_inverse=True)[1][1:]
+            nuclei = nuclei.reshape(1, *size).to(item[self.instances].dtype)
+            mask = (nuclei > 0).to(item[self.mask].dtype)
+            item[self.instances] = convert_to_dst_type(nuclei, item["image"], dtype=nuclei.dtype)[0]
+            item[self.mask] = convert_to_dst_type(mask, item["image"], dtype=mask.dtype)[0]
         return item
+
+
+def _at_centres(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Labels (1, H, W) at the centres of the pixels of another size, as plain values: ids survive."""
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * (old / new)).long() for new, old in zip(size, labels.shape[1:], strict=True)
+    )
+    return labels[:, rows][:, :, columns]
 
 
 def _with_mpp(image: torch.Tensor, mpp: float) -> torch.Tensor:

@@ -122,7 +122,7 @@ class Experiment:
         """What the child is made of by verb; recorded with its run, so that it is known again."""
         return {
             "training": self.training.identity(_training_settings(child), child.config),
-            "evaluating": self.evaluating.identity({**child.evaluating, "split": self.split}, child.config),
+            "evaluating": self.evaluating.identity({**child.evaluating, "split": self.split}, None),
         }
 
     def _run_children(self, todo: Sequence[tuple[Child, Run | None]], parent: Run, bar: tqdm) -> list[str]:
@@ -207,7 +207,7 @@ class Experiment:
             "mlflow_run_id": run_id,
             "tracking_uri": self.store.tracking_uri,
         }
-        self.evaluating.run(folder, settings, child.config, self.threads)
+        self.evaluating.run(folder, settings, threads=self.threads)
 
 
 def _training_settings(child: Child) -> dict:

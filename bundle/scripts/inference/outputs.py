@@ -17,8 +17,10 @@ from PIL import Image
 from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path, write_json, write_table
+from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat, write_nuclei
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
+from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.overlays import overlay
@@ -113,7 +115,9 @@ class PredictionWriter:
     - ``<name>_overlay.jpg``: outlines on the image, to look at;
     - ``<name>.geojson`` and ``<name>_nuclei.csv``: outlines and measures by ``NucleusFormat``, ids as in the map;
     - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, seconds of network and
-      post-processing, and the values of ``domain_score`` where items have one.
+      post-processing, ``mpp`` and where it is from (``given``, ``file``, or ``unknown``: then the image was taken as it
+      is), ``scale_to_try`` where nuclei are of another size than the model knows (see
+      ``nuclei.magnification.fitting_factor``), and the values of ``domain_score`` where items have one.
 
     Args:
         output_dir: folder of the files; made if missing.
@@ -121,6 +125,7 @@ class PredictionWriter:
         root: folder whose sub-folders are kept below ``output_dir``; by default the one that holds all the files.
         outputs: which of ``mask``, ``instances``, ``overlay``, ``geojson``, ``csv`` to write.
         label_format: of the instances: ``png``, ``tif`` or ``nii.gz``.
+        model: tells the pixel size and the size of nuclei that the network knows.
 
     Raises:
         DataError: when a prediction would be written over one of the input files.
@@ -134,12 +139,13 @@ class PredictionWriter:
         root: str | os.PathLike | None = None,
         outputs: Sequence[str] = OUTPUTS,
         label_format: str = "png",
+        model: ModelInfo | None = None,
     ) -> None:
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(sorted(unknown))}")
         if label_format not in LABEL_FORMATS:
             raise ValueError(f"label_format must be one of {', '.join(LABEL_FORMATS)}, got {label_format}")
-        self.output_dir = Path(output_dir)
+        self.output_dir, self.model = Path(output_dir), model or ModelInfo()
         self.outputs = set(outputs)
         self.label_format = label_format
         files = [item["image"] for item in data]
@@ -203,7 +209,19 @@ class PredictionWriter:
             write_nuclei(nuclei, NucleusFormat(name, mpp, flips=spread is not None), geojson, table)
         row = {"file": file, "nuclei": int(instances.max(initial=0)), "area_fraction": round(float(mask.mean()), 6)}
         domain = score.values() if (score := item.get("domain_score")) else {}
-        self.rows.append({**row, "seconds": round(seconds, 3), **domain})
+        pixel = {
+            "mpp": mpp,
+            "mpp_from": meta.get("mpp_from", "unknown"),
+            "scale_to_try": self._scale_to_try(instances, mpp),
+        }
+        self.rows.append({**row, "seconds": round(seconds, 3), **pixel, **domain})
+
+    def _scale_to_try(self, instances: np.ndarray, mpp: float | None) -> float | None:
+        """How much larger the network would have had to see the image than it did."""
+        seen = 1.0 if mpp is None or self.model.mpp is None else mpp / self.model.mpp
+        area = self.model.nucleus_area_px and {k: v / seen**2 for k, v in self.model.nucleus_area_px.items()}
+        factor = fitting_factor(instances, area)
+        return None if factor is None else round(factor, 2)
 
     def _save_instances(self, name: str, instances: np.ndarray, mpp: float | None) -> None:
         """Save an (H, W) map of nuclei with ids 1..N; what an earlier run left in another format goes."""
@@ -226,9 +244,28 @@ class PredictionWriter:
     def _write_summary(self, engine: Engine) -> None:
         self._wait(0)
         self._thread.shutdown()
-        write_table(self.output_dir / "summary.csv", self.rows, ("file", "nuclei", "area_fraction", "seconds"))
+        columns = ("file", "nuclei", "area_fraction", "seconds", "mpp", "mpp_from", "scale_to_try")
+        write_table(self.output_dir / "summary.csv", self.rows, columns)
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
         write_json(self.output_dir / "summary.json", {**totals, "files": self.rows})
+        self._tell_pixel_sizes()
+
+    def _tell_pixel_sizes(self) -> None:
+        """One line where nobody said how large pixels are, one where nuclei say that it was not so."""
+        summary = self.output_dir / "summary.csv"
+        unknown = sum(row["mpp_from"] == "unknown" for row in self.rows)
+        if unknown and self.model.mpp:
+            what = (
+                f"{unknown} of {len(self.rows)} images do not state their pixel size and were taken as they are, as if"
+            )
+            logger.info("%s of %.3g um a pixel (--mpp tells it)", what, self.model.mpp)
+        if doubtful := [row["scale_to_try"] for row in self.rows if row["scale_to_try"]]:
+            factor = float(np.median(doubtful))
+            what = f"in {len(doubtful)} of {len(self.rows)} images nuclei are of another size than the model knows"
+            advice = "see scale_to_try"
+            if self.model.mpp and unknown:
+                advice += f"; is it another magnification? --mpp {self.model.mpp * factor:.2g} would fit them"
+            logger.warning("%s: %s (%s)", summary, what, advice)
 
 
 def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> dict[str, str]:

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import torch
-from scripts.networks.model_file import ABOUT
 from torch import nn
 
 __all__ = ["AMASAM"]
 
 
-def _drop_about(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Load hook (a plain function, so that modules stay copyable): MONAI's tools load a model file as it is."""
-    state_dict.pop(prefix + ABOUT, None)
+def _drop_what_is_no_tensor(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Load hook (a plain function, so that modules stay copyable): a file may tell more than the weights."""
+    for name in [name for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]:
+        del state_dict[name]
 
 
 class AMASAM(nn.Module):
@@ -21,14 +21,15 @@ class AMASAM(nn.Module):
 
     Args:
         image_encoder: frozen encoder, image -> list of features (see ``sam_encoders.FrozenEncoder``).
-        decoder: features and image -> logits and aligned features (see ``hr_decoder.HRDecoder``).
+        decoder: features and image -> logits and aligned features (see ``decoder.Decoder``).
     """
 
     def __init__(self, image_encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.image_encoder = image_encoder
         self.decoder = decoder
-        self.register_load_state_dict_pre_hook(_drop_about)
+        # MONAI's tools and the model zoo load a model file as it is
+        self.register_load_state_dict_pre_hook(_drop_what_is_no_tensor)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """

@@ -8,18 +8,15 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
 from scripts.errors import DataError
-from scripts.networks.hr_decoder import HRDecoder
+from scripts.networks.decoder import Decoder, interpolate
 from scripts.networks.sam_encoders import sam_modeling
 from scripts.networks.weights import read_checkpoint
 from torch import nn
 
-__all__ = ["QuarterResolutionDecoder", "SAMMaskDecoder", "UNetDecoder"]
-
-# Each stands where HRDecoder stands: forward(features, image) -> logits (B, C, H, W) and aligned features, with the
-# attributes out_channels and aligned_channels. So configs/baselines/*.json replace `network_def::decoder` and no more.
+__all__ = ["SAMMaskDecoder", "UNetDecoder"]
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(Decoder):
     """
     MONAI's ``BasicUNet`` on the image, from scratch: what the images teach without SAM. The features are ignored.
 
@@ -28,18 +25,31 @@ class UNetDecoder(nn.Module):
     are those of the upward path at stride 16.
 
     Args:
+        in_channels: of the encoder's features, not used.
+        strides: theirs, not used.
         out_channels: as of ``HRDecoder``.
         widths: channels at strides 2, 4, 8, 16, 32 and after the last step up; the default is the standard
             HR-Decoder's.
     """
 
-    def __init__(self, *, out_channels: int = 2, widths: Sequence[int] = (24, 48, 96, 128, 128, 24)) -> None:
-        super().__init__()
-        self.out_channels, self.aligned_channels = out_channels, widths[3]
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        out_channels: int = 2,
+        widths: Sequence[int] = (24, 48, 96, 128, 128, 24),
+    ) -> None:
+        widths = list(widths)
+        super().__init__(
+            out_channels=out_channels,
+            aligned_channels=widths[3],
+            settings={"out_channels": out_channels, "widths": widths},
+        )
         self.unet = BasicUNet(spatial_dims=2, in_channels=12, out_channels=4 * out_channels, features=tuple(widths))
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``HRDecoder.forward``; sides of the image are multiples of 32."""
+        """See :class:`Decoder`; sides of the image are multiples of 32."""
         unet = self.unet
         squares = F.pixel_unshuffle(image / 127.5 - 1.0, 2).contiguous(memory_format=torch.channels_last)
         # BasicUNet.forward, taken apart for the features at stride 16
@@ -51,34 +61,7 @@ class UNetDecoder(nn.Module):
         return F.pixel_shuffle(unet.final_conv(unet.upcat_1(x, down[0])), 2), aligned
 
 
-class QuarterResolutionDecoder(HRDecoder):
-    """
-    The HR-Decoder cut off at stride 4, where SAM's own decoder ends; the logits are then interpolated bilinearly.
-
-    Adapters, trunk and widths down to stride 4 are those of the HR-Decoder itself, so the difference between the two
-    is what its learned finer levels and its look at the image bring. Arguments are those of ``HRDecoder``.
-    """
-
-    def __init__(self, in_channels: Sequence[int], strides: Sequence[int], **kwargs) -> None:
-        super().__init__(in_channels, strides, **kwargs)
-        del self.stem
-        self.levels = self.levels[:2]
-        width = self.levels[1].upsample.out_channels
-        self.head = nn.Conv2d(width, self.out_channels, 3, padding=1)
-
-    def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``HRDecoder.forward``; of the image only the size is used."""
-        adapted = [
-            adapter(feature.contiguous(memory_format=torch.channels_last))
-            for adapter, feature in zip(self.adapters, features)
-        ]
-        trunk = [self.coarse(sum(self._at(adapted, 16)))]
-        for level, stride in zip(self.levels, (8, 4)):
-            trunk.append(level(trunk[-1], self._at(adapted, stride)))
-        return _interpolate(self.head(trunk[-1]), image), trunk[self.aligned_level]
-
-
-class SAMMaskDecoder(nn.Module):
+class SAMMaskDecoder(Decoder):
     """
     SAM's own mask decoder, built from segment-anything's parts, trained without prompts.
 
@@ -104,13 +87,13 @@ class SAMMaskDecoder(nn.Module):
         out_channels: int = 2,
         checkpoint: str | os.PathLike | None = None,
     ) -> None:
-        super().__init__()
         width = in_channels[-1]
         if strides[-1] != 16 or width % 16:
             raise ValueError(
                 f"SAM's mask decoder reads a last feature of stride 16 whose channels divide by 16, got stride "
                 f"{strides[-1]} and {width} channels"
             )
+        super().__init__(out_channels=out_channels, aligned_channels=width, settings={"out_channels": out_channels})
         modeling = sam_modeling()
         # the numbers of segment-anything's build_sam
         transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=8 * width, num_heads=8)
@@ -121,7 +104,6 @@ class SAMMaskDecoder(nn.Module):
         self.decoder = decoder
         self.no_prompt = nn.Parameter(torch.zeros(1, width, 1, 1))  # SAM's no_mask_embed
         self.register_buffer("frequencies", torch.randn(2, width // 2))  # of SAM's random position embedding
-        self.out_channels, self.aligned_channels = out_channels, width
         if checkpoint is not None:
             self._start_from(checkpoint)
 
@@ -141,7 +123,7 @@ class SAMMaskDecoder(nn.Module):
         self.load_state_dict(state)
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``HRDecoder.forward``; of the image only the size is used."""
+        """See :class:`Decoder`; of the image only the size is used."""
         decoder, embedding = self.decoder, features[-1] + self.no_prompt
         # MaskDecoder.predict_masks for a batch of images, where SAM has a batch of prompts on one image
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(embedding), -1, -1)
@@ -150,7 +132,7 @@ class SAMMaskDecoder(nn.Module):
         upscaled = decoder.output_upscaling(aligned)
         kernels = [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
         masks = torch.einsum("bmc,bchw->bmhw", torch.stack(kernels, dim=1), upscaled)
-        return _interpolate(masks, image), aligned
+        return interpolate(masks, image), aligned
 
     def _positions(self, embedding: torch.Tensor) -> torch.Tensor:
         """SAM's ``PositionEmbeddingRandom`` of a feature's grid, for each sample: (B, C, h, w)."""
@@ -160,7 +142,3 @@ class SAMMaskDecoder(nn.Module):
         grid = 2 * torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(embedding.dtype) - 1
         angles = 2 * math.pi * grid @ self.frequencies.to(embedding.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1).expand(len(embedding), -1, -1, -1)
-
-
-def _interpolate(logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)

@@ -6,37 +6,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from scripts.errors import DataError
-from scripts.networks.model_file import load_model
 from torch import nn
 
-__all__ = ["OnnxNetwork", "TorchScriptNetwork", "load_network"]
+__all__ = ["OnnxNetwork", "TorchScriptNetwork", "read_export"]
 
 
-def load_network(network: nn.Module, path: str | os.PathLike) -> nn.Module:
+def read_export(path: str | os.PathLike, device: torch.device) -> nn.Module:
     """
-    The network to segment with, from whatever the file is: ``.ts`` is TorchScript and ``.onnx`` ONNX, both as MONAI's
-    ``ckpt_export`` and ``onnx_export`` write them; anything else is a model file, whose weights fill ``network``.
-
-    Args:
-        network: an ``AMASAM`` on the device to use; of an export it tells only the device.
-        path: the file.
-
-    Returns:
-        in eval mode, (B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W); exports compute in single precision.
+    A TorchScript (``.ts``) or ONNX (``.onnx``) file as a network, in eval mode.
 
     Raises:
-        DataError: when the file is missing or broken, or is of another set-up than the config's.
+        DataError: when the file is missing or broken, or onnxruntime is.
     """
     path = Path(path)
-    readers = {".ts": TorchScriptNetwork, ".onnx": OnnxNetwork}
-    if path.suffix not in readers:
-        return load_model(network, path)
     hint = "Make it with the export command in docs/exporting.md"
     if not path.is_file():
         raise DataError(path, "there is no such exported network", hint)
-    device = next(network.parameters()).device
     try:
-        return readers[path.suffix](path, device).eval()
+        return {".ts": TorchScriptNetwork, ".onnx": OnnxNetwork}[path.suffix](path, device).eval()
     except ImportError as e:
         raise DataError(path, "an ONNX network needs onnxruntime", "Run `python -m pip install onnxruntime`") from e
     except Exception as e:

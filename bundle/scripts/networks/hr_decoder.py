@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from scripts.networks.decoder import Decoder, interpolate
 from torch import nn
 
 __all__ = ["SIZES", "HRDecoder"]
@@ -16,6 +17,8 @@ SIZES = {
     "light": {16: (96, 1), 8: (64, 1), 4: (32, 1), 2: (16, 1)},
     "standard": {16: (128, 2), 8: (96, 2), 4: (48, 2), 2: (24, 1)},
     "wide": {16: (128, 2), 8: (96, 2), 4: (64, 2), 2: (32, 1), 1: (16, 1)},
+    # a baseline: ends where SAM's own decoder ends, so that the others tell what the finer levels bring
+    "quarter": {16: (128, 2), 8: (96, 2), 4: (48, 2)},
 }
 
 
@@ -51,7 +54,7 @@ class _Level(nn.Module):
         return self.fuse(x)
 
 
-class HRDecoder(nn.Module):
+class HRDecoder(Decoder):
     """
     High-Resolution Decoder: from the frozen encoder's features to logits at the resolution of the input.
 
@@ -59,7 +62,8 @@ class HRDecoder(nn.Module):
     learned, and no mask is interpolated. At each stride the encoder's features, where it has any, are adapted by a
     1x1 convolution and added; at strides 2 and 1, where SAM has none, a light stem reads the image itself. Where the
     levels end at stride 2, the stem reads all pixels of each 2x2 square (no pixel is skipped), and the last step is a
-    sub-pixel convolution (Shi et al., arXiv:1609.05158).
+    sub-pixel convolution (Shi et al., arXiv:1609.05158). Size ``quarter`` is the exception: it stops at stride 4,
+    looks at no pixel of the image, and interpolates as SAM does.
 
     The features at ``aligned_stride`` are returned beside the logits: they lie behind trainable layers, so a domain
     discriminator that reads them through CGRL can move them (on the encoder's raw output it could not).
@@ -67,7 +71,7 @@ class HRDecoder(nn.Module):
     Args:
         in_channels: channels of the encoder's features, fine to coarse.
         strides: their strides in input pixels; each one of 4, 8, 16, several features may share a stride.
-        size: ``light``, ``standard`` or ``wide``, see :data:`SIZES`.
+        size: ``light``, ``standard``, ``wide`` or ``quarter``, see :data:`SIZES`.
         out_channels: 1 for the foreground logit alone, 2 to add the distance logit that separates touching nuclei.
         aligned_stride: stride of the features the domain discriminator sees: 4, 8 or 16.
     """
@@ -81,7 +85,6 @@ class HRDecoder(nn.Module):
         out_channels: int = 2,
         aligned_stride: int = 16,
     ) -> None:
-        super().__init__()
         if len(in_channels) != len(strides):
             raise ValueError(f"in_channels and strides differ in length: {list(in_channels)} and {list(strides)}")
         if max(strides, default=0) != 16 or not set(strides) <= {4, 8, 16}:
@@ -94,9 +97,12 @@ class HRDecoder(nn.Module):
             raise ValueError(f"out_channels must be 1 or 2, got {out_channels}")
         channels = {stride: width for stride, (width, _) in SIZES[size].items()}
         convolutions = {stride: number for stride, (_, number) in SIZES[size].items()}
+        super().__init__(
+            out_channels=out_channels,
+            aligned_channels=channels[aligned_stride],
+            settings={"size": size, "out_channels": out_channels, "aligned_stride": aligned_stride},
+        )
         self.finest = min(channels)
-        self.out_channels = out_channels
-        self.aligned_channels = channels[aligned_stride]
         self.aligned_level = [16, 8, 4].index(aligned_stride)
 
         self.feature_strides = [int(s) for s in strides]
@@ -104,33 +110,30 @@ class HRDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(c, channels[s], 1, bias=False), _group_norm(channels[s]))
             for c, s in zip(in_channels, strides)
         )
-        self.stem = nn.ModuleList([_conv_block(3 * self.finest**2, channels[self.finest])])
+        self.stem = nn.ModuleList()
+        if self.finest < 4:
+            self.stem.append(_conv_block(3 * self.finest**2, channels[self.finest]))
         if self.finest == 1:
             self.stem.append(_conv_block(channels[1], channels[2], stride=2))
         self.coarse = _conv_block(channels[16], channels[16], convolutions[16])
         self.levels = nn.ModuleList(
             _Level(channels[2 * s], channels[s], convolutions[s]) for s in (8, 4, 2, 1) if s in channels
         )
-        self.head = nn.Conv2d(channels[self.finest], out_channels * self.finest**2, 3, padding=1)
+        steps = self.finest**2 if self.finest < 4 else 1
+        self.head = nn.Conv2d(channels[self.finest], out_channels * steps, 3, padding=1)
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            features: the encoder's features, fine to coarse, each (B, C_i, H / stride_i, W / stride_i).
-            image: (B, 3, H, W) RGB in [0, 255].
-
-        Returns:
-            logits (B, out_channels, H, W) and the aligned features (B, aligned_channels, H / s, W / s).
-        """
+        """See :class:`Decoder`."""
         adapted: list[torch.Tensor] = []
         for i, adapter in enumerate(self.adapters):
             # convolutions on a CPU are faster this way, and the format of the input decides that of all that follows
             adapted.append(adapter(features[i].contiguous(memory_format=torch.channels_last)))
-        x = F.pixel_unshuffle(image / 127.5 - 1.0, self.finest).contiguous(memory_format=torch.channels_last)
         fine: list[list[torch.Tensor]] = []
-        for stem in self.stem:
-            x = stem(x)
-            fine.insert(0, [x])
+        if self.finest < 4:
+            x = F.pixel_unshuffle(image / 127.5 - 1.0, self.finest).contiguous(memory_format=torch.channels_last)
+            for stem in self.stem:
+                x = stem(x)
+                fine.insert(0, [x])
 
         deepest = self._at(adapted, 16)
         x = deepest[0]
@@ -142,7 +145,9 @@ class HRDecoder(nn.Module):
         for i, level in enumerate(self.levels):
             x = level(x, skips[i])
             trunk.append(x)
-        return F.pixel_shuffle(self.head(x), self.finest), trunk[self.aligned_level]
+        logits = self.head(x)
+        logits = F.pixel_shuffle(logits, self.finest) if self.finest < 4 else interpolate(logits, image)
+        return logits, trunk[self.aligned_level]
 
     def _at(self, adapted: list[torch.Tensor], stride: int) -> list[torch.Tensor]:
         """The adapted features of a stride: none where the encoder has none (a plain ViT at 8 and 4)."""

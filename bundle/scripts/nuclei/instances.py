@@ -66,8 +66,7 @@ class LogitsToInstancesd(MapTransform):
     """
     Dictionary version of :func:`logits_to_instances`: adds ``mask`` and ``instances`` beside the logits.
 
-    They take over the logits' meta data. Channels behind the network's own, such as the spread over flips, become
-    ``spread``.
+    They take over the logits' meta data.
 
     Args:
         keys: key of the logits.
@@ -77,7 +76,7 @@ class LogitsToInstancesd(MapTransform):
         min_area_um2: the same in square micrometres; it goes before ``min_area`` where ``mpp`` is known, from the
             logits' meta data or else from the item.
         method: see :func:`logits_to_instances`.
-        out_channels: the network's; None for all there are.
+        with_spread: the last channel is no logit but the spread over flips, and becomes ``spread``.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class LogitsToInstancesd(MapTransform):
         min_area: float = 20,
         min_area_um2: float | None = None,
         method: str = "watershed",
-        out_channels: int | None = None,
+        with_spread: bool = False,
     ) -> None:
         super().__init__(keys)
         self.threshold = threshold
@@ -96,14 +95,13 @@ class LogitsToInstancesd(MapTransform):
         self.min_area = min_area
         self.min_area_um2 = min_area_um2
         self.method = method
-        self.out_channels = out_channels
+        self.with_spread = with_spread
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         logits = item[self.first_key(item)]
-        if self.out_channels is not None and len(logits) > self.out_channels:
-            item["spread"] = logits[self.out_channels :]
-            logits = logits[: self.out_channels]
+        if self.with_spread:
+            logits, item["spread"] = logits[:-1], logits[-1:]
         mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
         maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method)
         for key, values in zip(("mask", "instances"), maps):

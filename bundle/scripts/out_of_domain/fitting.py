@@ -34,15 +34,17 @@ def few_of_each_domain(items: Sequence[dict[str, Any]], count: int) -> list[dict
 
 class DomainStatistics:
     """
-    Writes into a model file where its training images lie in the space of the frozen encoder's features.
+    Writes into a model file where its training images lie in the space of the frozen encoder's features, and how large
+    their nuclei are.
 
     Called, it does so at once. As a handler of a trainer, it does at the end of the training; what goes wrong there
     is told and never costs the training. In a distributed training the first process alone does it.
 
     Args:
         network: an ``AMASAM``.
-        dataset: gives items with ``image`` (3, H, W) RGB in [0, 255] of the training images, not augmented, and its
-            ``data`` has ``domain`` and ``group`` of each.
+        dataset: gives items with ``image`` (3, H, W) RGB in [0, 255] of the training images, not augmented, at the
+            network's pixel size, and ``label`` (1, H, W), their nuclei; its ``data`` has ``domain`` and ``group`` of
+            each.
         domain_names: by index.
         inferer: as in inference, so that the same windows are seen.
         path: the model file.
@@ -67,6 +69,7 @@ class DomainStatistics:
 
     def __call__(self) -> None:
         features, domain, group = [], [], []
+        areas: dict[int, list[np.ndarray]] = {}
 
         def see(encoder: nn.Module, inputs: tuple, output: list[torch.Tensor]) -> None:
             features.append(window_features(output, encoder.strides).flatten(0, 2).cpu().numpy())
@@ -77,8 +80,10 @@ class DomainStatistics:
         try:
             for index, about in enumerate(tqdm(self.dataset.data, desc="describing domains", unit="image")):
                 before = len(features)
+                item = self.dataset[index]
+                areas.setdefault(about["domain"], []).append(np.bincount(np.asarray(item["label"]).ravel())[1:])
                 with torch.inference_mode():
-                    image = torch.as_tensor(np.asarray(self.dataset[index]["image"])).float()
+                    image = torch.as_tensor(np.asarray(item["image"])).float()
                     self.inferer(image[None].to(self.device), self.network)
                 windows = sum(len(values) for values in features[before:])
                 domain += [about["domain"]] * windows
@@ -92,7 +97,12 @@ class DomainStatistics:
         names = [self.domain_names[index] for index in present]
         windows = np.concatenate(features).astype(np.float64)
         reference = DomainReference.fit(windows, indices, np.array(group), names)
-        add_to_model_file(self.path, domain_reference=reference.as_dict())
+        medians = {}
+        for index, counts in areas.items():
+            counted = np.concatenate(counts)
+            if (counted > 0).any():
+                medians[self.domain_names[index]] = float(np.median(counted[counted > 0]))
+        add_to_model_file(self.path, domain_reference=reference.as_dict(), nucleus_area_px=medians)
         logger.info("%s: knows its training domains by %d windows", self.path, len(domain))
 
     def _completed(self, engine: Engine) -> None:

@@ -6,20 +6,18 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import openslide
 import tifffile
 from PIL import Image
+from scripts.data.pixel_size import number, square_mpp, tiff_mpp
 from scripts.errors import DataError
 
 __all__ = ["Slide", "open_slide"]
 
 logger = logging.getLogger(__name__)
 
-PLAUSIBLE_MPP = (0.05, 20.0)  # micrometres; a TIFF's 72 dpi, which says nothing, is 353
-MICROMETRES = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 MAX_SEGMENT = 2**24  # pixels; a larger strip or tile would have to be decoded whole for every window
 READ_SIDE = 2048  # pixels of a level that a thumbnail reads at once
 SMALLEST_BAD = 64  # pixels of a level to which a damaged area is narrowed down
@@ -147,7 +145,7 @@ class _OpenSlide(Slide):
         slide = openslide.OpenSlide(path)
         properties = slide.properties
         sides = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-        super().__init__(path, list(slide.level_dimensions), _square_mpp(path, *map(_number, sides)))
+        super().__init__(path, list(slide.level_dimensions), square_mpp(path, *map(number, sides)))
 
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         if not hasattr(self._handles, "slide"):
@@ -175,7 +173,7 @@ class _TiffSlide(Slide):
         for pages in self._levels:
             self._check(path, pages[0])
         sizes = [(pages[0].imagewidth, pages[0].imagelength) for pages in self._levels]
-        super().__init__(path, sizes, _tiff_mpp(path, self._tiff))
+        super().__init__(path, sizes, tiff_mpp(path, self._tiff))
 
     @staticmethod
     def _check(path: Path, page: tifffile.TiffPage) -> None:
@@ -233,37 +231,3 @@ def _downsample(base: tuple[int, int], size: tuple[int, int]) -> float:
     whole = round(ratio)
     fits = all(abs(big - whole * small) < whole for big, small in zip(base, size))
     return float(whole) if fits else (base[0] / size[0] + base[1] / size[1]) / 2
-
-
-def _tiff_mpp(path: Path, tiff: tifffile.TiffFile) -> float | None:
-    if tiff.is_ome:
-        pixels = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
-        if pixels is not None and "PhysicalSizeX" in pixels.attrib:
-            sides = []
-            for axis in "XY":
-                unit = MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-                size = _number(pixels.get(f"PhysicalSize{axis}", pixels.get("PhysicalSizeX")))
-                sides.append(None if unit is None or size is None else size * unit)
-            return _square_mpp(path, *sides)
-    tags = tiff.pages[0].tags
-    unit = {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2)
-    if unit is None or "XResolution" not in tags or "YResolution" not in tags:
-        return None
-    densities = [tags[name].value for name in ("XResolution", "YResolution")]
-    return _square_mpp(path, *(unit * low / high if high else None for high, low in densities))
-
-
-def _square_mpp(path: Path, x: float | None, y: float | None) -> float | None:
-    """The one size of pixels, None if it is unknown or not plausible; DataError if they are far from square."""
-    if x is None or y is None or not all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in (x, y)):
-        return None
-    if abs(x - y) > 0.05 * max(x, y):
-        raise DataError(path, f"its pixels are not square ({x} x {y} um)", "Resample it")
-    return (x + y) / 2
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None

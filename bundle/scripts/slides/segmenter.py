@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.data.pixel_size import same_mpp
 from scripts.errors import DataError
 from scripts.files import read_json, write_json, write_table
 from scripts.nuclei.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
@@ -26,8 +27,6 @@ from tqdm import tqdm
 __all__ = ["SlideSegmenter"]
 
 logger = logging.getLogger(__name__)
-
-SAME_MPP = 0.02  # a slide whose pixels differ by less from the network's is not resampled
 
 
 class SlideSegmenter:
@@ -115,7 +114,7 @@ class SlideSegmenter:
             logger.info("%s: an earlier run finished it", path)
             return done
 
-        scale = 1.0 if abs(self.target_mpp / mpp - 1) <= SAME_MPP else self.target_mpp / mpp
+        scale = 1.0 if same_mpp(self.target_mpp, mpp) else self.target_mpp / mpp
         margin = round(self.margin_um / (mpp * scale))
         tissue = TissueMap(slide, region, mpp, self.tissue_threshold)
         grid = make_tiles(tuple(side / scale for side in region), self.tile_size, margin, self.size_multiple)
@@ -214,7 +213,7 @@ class SlideSegmenter:
             raise DataError(slide.path, "it does not say its micrometres per pixel", "Give them: --mpp 0.25, for 40x")
         if self.mpp is None:
             return slide.mpp
-        if slide.mpp is not None and abs(self.mpp / slide.mpp - 1) > SAME_MPP:
+        if slide.mpp is not None and not same_mpp(self.mpp, slide.mpp):
             logger.warning("%s: says %.4g um per pixel, taken are the given %.4g", slide.path, slide.mpp, self.mpp)
         return float(self.mpp)
 

@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.files import atomic_path
-from scripts.networks.model_file import save_model
+from scripts.networks.loading import save_model
 
 __all__ = ["KeptModel", "TrainingCheckpoint"]
 
@@ -30,6 +30,7 @@ class KeptModel:
         network: the segmentation network.
         path: file to write; see ``scripts.networks.model_file``.
         provenance: plain values told with the weights.
+        about: see ``networks.loading.save_model``.
         keep: ``"best"`` writes whenever validation improves; ``"last"`` after each validation and after the last epoch,
             so that few validation images do not choose an early epoch by luck.
         metric: key of ``engine.state.metrics``, higher is better. Without any validation the last epoch is kept.
@@ -44,6 +45,7 @@ class KeptModel:
         network: torch.nn.Module,
         path: str | os.PathLike,
         provenance: Mapping[str, Any],
+        about: Mapping[str, Any] | None = None,
         keep: str = "best",
         metric: str = "val_dice",
         patience: int = 0,
@@ -51,7 +53,7 @@ class KeptModel:
         if keep not in KEEP:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {keep!r}")
         self.network, self.path, self.provenance, self.keep = network, Path(path), dict(provenance), keep
-        self.metric, self.patience = metric, patience
+        self.about, self.metric, self.patience = about, metric, patience
         self.best: float | None = None
         self.best_epoch = self.stale = 0
 
@@ -94,7 +96,8 @@ class KeptModel:
         if idist.get_rank() > 0:
             return
         told = {} if score is None else {self.metric: float(score)}
-        save_model(self.path, self.network, {**self.provenance, "epoch": engine.state.epoch, **told})
+        provenance = {**self.provenance, "epoch": engine.state.epoch, **told}
+        save_model(self.path, self.network, provenance, self.about)
 
 
 class TrainingCheckpoint:

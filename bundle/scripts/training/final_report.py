@@ -10,7 +10,8 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError, root_cause
-from scripts.networks.model_file import load_model, read_model_file
+from scripts.networks.loading import load_model
+from scripts.networks.model_file import read_model_file
 
 __all__ = ["FinalReport"]
 

@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.files import atomic_path
-from scripts.networks.model_file import load_model
+from scripts.networks.loading import load_model
 
 __all__ = ["PublishModel"]
 

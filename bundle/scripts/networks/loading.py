@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from scripts.errors import DataError
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.exported import read_export
+from scripts.networks.model_file import read_model_file, write_model_file
+from scripts.networks.model_info import DECODERS, EXPORTS, ModelInfo, describe_decoder, model_info
+from scripts.networks.sam_encoders import BACKBONES, build_encoder
+from torch import nn
+
+__all__ = ["build_network", "load_model", "load_network", "save_model", "start_from"]
+
+_FROZEN = "image_encoder."
+
+
+def save_model(
+    path: str | os.PathLike, network: nn.Module, provenance: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> None:
+    """
+    Write a whole model: frozen encoder (half precision, which it is exact in) and trained decoder (as trained).
+
+    Args:
+        path: file to write, see ``model_file.write_model_file``.
+        network: an ``AMASAM``.
+        provenance: plain values: how these weights came to be.
+        about: ``mpp``, ``domains`` and ``version``, see ``model_info.ModelInfo``.
+    """
+    state = {
+        name: tensor.detach().cpu().half() if name.startswith(_FROZEN) and tensor.is_floating_point() else tensor.cpu()
+        for name, tensor in network.state_dict().items()
+    }
+    content = {
+        "model": state,
+        "backbone": network.image_encoder.backbone_type,
+        "decoder": describe_decoder(network.decoder),
+        "provenance": dict(provenance),
+    }
+    write_model_file(path, {**content, **(about or {})})
+
+
+def build_network(
+    path: str | os.PathLike, backbone: str, decoder: Mapping[str, Any], precision: str = "float32"
+) -> AMASAM:
+    """
+    A network with random weights, as a model file describes it.
+
+    Args:
+        path: the file, for errors.
+        backbone: see ``model_info.ModelInfo``.
+        decoder: see there.
+        precision: of the encoder's arithmetic, see ``sam_encoders.FrozenEncoder``.
+
+    Raises:
+        DataError: for an encoder or a decoder that is none of ours.
+    """
+    settings = dict(decoder)
+    kind = settings.pop("type")
+    if backbone not in BACKBONES or kind not in DECODERS:
+        what = f"encoder '{backbone}'" if backbone not in BACKBONES else f"decoder '{kind}'"
+        raise DataError(path, f"its {what} is none of this version's", "Give a network of your own to load_network")
+    encoder = build_encoder(backbone, precision)
+    return AMASAM(encoder, DECODERS[kind](encoder.channels, encoder.strides, **settings))
+
+
+def load_network(
+    path: str | os.PathLike,
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
+    info: ModelInfo | None = None,
+    network: nn.Module | None = None,
+) -> nn.Module:
+    """
+    The network to segment with, from whatever the file is: ``.ts`` is TorchScript and ``.onnx`` ONNX, both as MONAI's
+    ``ckpt_export`` and ``onnx_export`` write them; anything else is a model file, which says what to build.
+
+    Args:
+        path: the file.
+        device: where to run it.
+        precision: of the encoder's arithmetic, see ``sam_encoders.FrozenEncoder``; exports compute in single precision.
+        info: what the file says, as ``model_info.model_info`` gives it; None reads it.
+        network: is filled instead of what the file describes, for one whose parts are not ours.
+
+    Returns:
+        in eval mode, (B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W).
+
+    Raises:
+        DataError: when the file is missing or broken.
+    """
+    device = torch.device(device)
+    if Path(path).suffix in EXPORTS:
+        return read_export(path, device)
+    if network is None:
+        info = info or model_info(path)
+        network = build_network(path, info.backbone, info.decoder, precision)
+    return load_model(network.to(device), path)
+
+
+def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """
+    Fill a network with the weights of a model file, strictly.
+
+    Args:
+        network: an ``AMASAM`` built with the same backbone and decoder as the file's.
+        path: file written by :func:`save_model`.
+
+    Returns:
+        the same network, in eval mode.
+    """
+    _fill(network, read_model_file(path), path)
+    return network.eval()
+
+
+def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
+    """
+    Let a training begin with the trained parts of an existing model.
+
+    Args:
+        network: an ``AMASAM`` whose encoder has its weights.
+        path: file written by :func:`save_model` with the same encoder and decoder; None leaves the network as it is.
+
+    Raises:
+        DataError: when the file cannot be read or is of another encoder or decoder.
+    """
+    if path is None:
+        return network
+    content = read_model_file(path)
+    own = {name: tensor.clone() for name, tensor in network.image_encoder.state_dict().items()}
+    _fill(network, content, path)
+    if any(not torch.equal(own[name], tensor) for name, tensor in network.image_encoder.state_dict().items()):
+        hint = f"Add --backbone_weights {path}, or train without init_model"
+        raise DataError(path, "it was trained on another encoder's features", hint)
+    return network
+
+
+def _fill(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLike) -> None:
+    expected = network.image_encoder.backbone_type
+    if content["backbone"] != expected:
+        raise DataError(
+            path, f"it holds a {content['backbone']} model, not {expected}", f"Add --backbone {content['backbone']}"
+        )
+    try:
+        network.load_state_dict(content["model"], strict=True)
+    except RuntimeError as e:
+        theirs, ours = model_info(path).decoder, describe_decoder(network.decoder)
+        told = ", ".join(f"{key} {value}" for key, value in theirs.items())
+        hint = f"Build the same decoder, e.g. by --decoder_size {theirs['size']}" if "size" in theirs else "Build that"
+        if theirs == ours:  # the sizes agree, so the file is not what it says
+            raise DataError(path, f"its tensors do not fit its own description ({e})", "Train it anew") from e
+        raise DataError(path, f"its decoder is another than the config's: {told}", hint) from e
