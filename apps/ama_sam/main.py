@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import sys
@@ -17,12 +16,14 @@ import lib.torchvision_operators  # noqa: E402, F401 before MONAI Label
 from fastapi import HTTPException  # noqa: E402
 from lib.http_errors import told_to_client  # noqa: E402
 from lib.infer import SegmentNuclei  # noqa: E402
+from lib.schema import InferOptions, RegionRequest, TrainOptions  # noqa: E402
 from lib.studies import Studies  # noqa: E402
 from lib.train import TrainOnLabelled  # noqa: E402
 from lib.uncertainty import MostUncertain  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
 from monailabel.tasks.activelearning.random import Random  # noqa: E402
+from scripts.errors import DataError  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class AmaSamApp(MONAILabelApp):
         model_dir: where trained models are published and training keeps its files; default ``model`` in the app. As
             long as no model is there, the bundle's own one is served.
         cache_dir: where encoded features are kept; default in ``model_dir``.
+        origins: web pages that may ask this server, separated by commas: ``https://viewer.example.org``; default none.
+
+    The environment variable ``AMA_SAM_TOKEN`` is what requests then have to give as ``Authorization: Bearer``.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
@@ -53,7 +57,7 @@ class AmaSamApp(MONAILabelApp):
         return Studies(self.studies)
 
     def init_infers(self) -> dict:
-        return {MODEL: SegmentNuclei(BUNDLE, self.conf, self.datastore())}
+        return {MODEL: SegmentNuclei(BUNDLE, self.conf)}
 
     def init_trainers(self) -> dict:
         return {MODEL: TrainOnLabelled(BUNDLE, self.conf)}
@@ -61,35 +65,67 @@ class AmaSamApp(MONAILabelApp):
     def init_strategies(self) -> dict:
         return {"uncertain": MostUncertain(self._infers[MODEL]), "random": Random(), "first": First()}
 
-    def infer(self, request: dict, datastore=None) -> dict:
-        with told_to_client():
-            self._check(request)
-            return super().infer(request, datastore)
+    def on_init_complete(self) -> None:
+        """Called by a server that is about to answer, and by no training."""
+        from lib.server import protect
+        from monailabel.app import app
 
-    def infer_wsi(self, request: dict, datastore=None) -> dict:
+        protect(app, filter(None, self.conf.get("origins", "").split(",")))
+        super().on_init_complete()
+
+    def segment(self, model: str, image: Path | str, options: InferOptions) -> dict:
+        """
+        The label map of an image.
+
+        Args:
+            model: name of the model.
+            image: an id in the studies, or a file that the server keeps for a request.
+            options: ``save_label`` keeps the result as the label of an image of the studies.
+
+        Returns:
+            ``{"file", "params"}``: the label map and what is told of it.
+        """
+        self.check_model(model)
+        file, params = self._infers[model].segment(self._path(image), options, self._known_mpp(image))
+        if options.save_label and isinstance(image, str):
+            self.datastore().save_label(image, file, options.label_tag, {"model": model, "params": params})
+        return {"file": file, "params": params}
+
+    def annotate(self, model: str, image: Path | str, request: RegionRequest, output: str | None) -> dict:
         """Polygons of a tile, a region or a whole slide; never cut into the tiles that the client wishes for."""
-        with told_to_client():
-            task, path = self._check(request)
-            return task.annotate(path, copy.deepcopy(request))
+        self.check_model(model)
+        return self._infers[model].annotate(self._path(image), request, output, self._known_mpp(image))
+
+    def infer(self, request: dict, datastore=None) -> dict:
+        """One image of a batch, for MONAI Label."""
+        return self.segment(request["model"], str(request["image"]), InferOptions.of(request))
 
     def next_sample(self, request: dict) -> dict:
         with told_to_client():
             return super().next_sample(request)
 
-    def bundle_path(self, model: str) -> str:
-        """Asked for by the server just before it starts a training: the last moment at which a client can be told."""
-        if model not in self._trainers:
-            raise HTTPException(404, f"there is no model '{model}' to train; there is {', '.join(self._trainers)}")
-        if not self.datastore().datalist():
-            raise HTTPException(422, "nothing is labelled yet: save at least one label (PUT /datastore/label)")
-        return str(BUNDLE)
+    def trainers(self) -> list[str]:
+        """Names of the models that can be trained."""
+        return list(self._trainers)
 
-    def _check(self, request: dict) -> tuple[SegmentNuclei, str]:
-        """The task and the image's file that a request means."""
-        if (task := self._infers.get(request.get("model"))) is None:
-            raise HTTPException(404, f"there is no model '{request.get('model')}'; there is {', '.join(self._infers)}")
-        image = request.get("image")
-        path = image if image and os.path.isfile(image) else self.datastore().get_image_uri(image)
-        if not path:
-            raise HTTPException(404, f"there is no image '{image}' in the studies")
-        return task, path
+    def check_model(self, model: str) -> None:
+        """Refuse an unknown model."""
+        if model not in self._infers:
+            raise HTTPException(404, f"there is no model '{model[:60]}'; there is {', '.join(self._infers)}")
+
+    def check_training(self, model: str, options: TrainOptions) -> None:
+        """Refuse a training that cannot run: the last moment at which a client can be told."""
+        if model not in self._trainers:
+            raise HTTPException(404, f"there is no model '{model[:60]}' to train; there is {', '.join(self._trainers)}")
+        self._trainers[model].check(options)
+        if not self.datastore().datalist():
+            raise DataError("studies", "nothing is labelled yet", "Save at least one label (PUT /datastore/label).")
+
+    def _path(self, image: Path | str) -> str:
+        path = image if isinstance(image, Path) else self.datastore().path_of(image)
+        if path is None or not path.is_file():
+            raise HTTPException(404, f"there is no image '{str(image)[:60]}' in the studies")
+        return str(path)
+
+    def _known_mpp(self, image: Path | str) -> object:
+        return self.datastore().get_image_info(image).get("mpp") if isinstance(image, str) else None

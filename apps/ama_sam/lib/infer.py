@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from lib.annotations import write_asap, write_dsa
-from lib.studies import Studies, known_mpp_of, slide_of
+from lib.schema import InferOptions, RegionRequest, SegmentOptions, default_device
+from lib.studies import known_mpp_of, slide_of
 from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
@@ -18,28 +19,27 @@ from scripts.errors import DataError
 from scripts.nuclei.geojson import NucleusFormat, write_nuclei
 from scripts.nuclei.label_maps import save_label_map
 from scripts.nuclei.measures import Nucleus, binary_entropy, describe_nuclei
+from scripts.slides.reading import Slide
 from scripts.slides.tiles import parse_region
 
 __all__ = ["SegmentNuclei"]
-
-OPTIONS = ("threshold", "marker_depth")
 
 
 class SegmentNuclei(BundleInferTask):
     """
     The bundle's two ways to nuclei behind one model: ``inference.json`` for images, ``wsi.json`` for slides.
 
-    A request's options go into these configs; the app adds nothing of its own to what they find.
+    A request's options go into these configs as numbers and devices, never as text that a config could read; the app
+    adds nothing of its own to what they find.
 
     Args:
         bundle: folder of the bundle.
         conf: settings of the app.
-        studies: tells the micrometres per pixel that were given with an image.
     """
 
-    def __init__(self, bundle: Path, conf: Mapping[str, str], studies: Studies) -> None:
+    def __init__(self, bundle: Path, conf: Mapping[str, str]) -> None:
         super().__init__(str(bundle), dict(conf), type=InferType.SEGMENTATION)
-        self.bundle, self.conf, self.studies = bundle, conf, studies
+        self.bundle, self.conf = bundle, conf
         self.path = [*self.path, os.path.join(conf["model_dir"], "model.pt")]  # the last that exists is served
         self._config.pop("model_filename", None)
         self._config["mpp"] = 0.0  # unknown; null would break QuPath's reader
@@ -47,52 +47,64 @@ class SegmentNuclei(BundleInferTask):
         self._loaded: tuple[Any, torch.nn.Module, Any] | None = None
 
     def __call__(self, request: dict, callbacks=None) -> tuple[str, dict]:
-        """The label map of an image as a PNG, and the number of nuclei."""
-        item = self._segment(request["image"], request)
+        """MONAI Label's way to :meth:`segment`."""
+        return self.segment(request["image"], InferOptions.of(request))
+
+    def segment(self, path: str, options: SegmentOptions, mpp: object = None) -> tuple[str, dict]:
+        """
+        The label map of an image as a PNG, and the number of nuclei.
+
+        Args:
+            path: of the file.
+            options: what the request says.
+            mpp: micrometres per pixel that are stored with the image.
+        """
+        item = self._segment(path, options, mpp)
         instances = np.asarray(item["instances"])[0]
         if instances.max(initial=0) > np.iinfo(np.uint16).max:
-            raise DataError(request["image"], f"{instances.max()} nuclei do not fit a PNG", "Ask for polygons.")
-        handle, path = tempfile.mkstemp(suffix=".png")
+            raise DataError(path, f"{instances.max()} nuclei do not fit a PNG", "Ask for polygons.")
+        handle, result = tempfile.mkstemp(suffix=".png")
         os.close(handle)
-        save_label_map(Path(path), instances)
-        return path, {"label_names": self.labels, "nuclei": int(instances.max(initial=0))}
+        save_label_map(Path(result), instances)
+        return result, {"label_names": self.labels, "nuclei": int(instances.max(initial=0))}
 
-    def annotate(self, path: str, request: dict) -> dict:
+    def annotate(self, path: str, request: RegionRequest, output: str | None, mpp: object = None) -> dict:
         """
         Polygons of an image, a slide, or a region of either.
 
         Args:
             path: of the file.
-            request: ``output`` is ``asap``, ``dsa`` or ``json`` (GeoJSON); ``location`` and ``size`` are a region in
-                level-0 pixels, of which all nuclei with their centre in it are given, whole; a size of 0 means all.
+            request: the region, of which all nuclei with their centre in it are given, whole.
+            output: ``asap``, ``dsa`` or ``json`` (GeoJSON, also for None).
+            mpp: micrometres per pixel that are stored with the image.
 
         Returns:
             ``{"file": path}`` or, for GeoJSON, ``{"params": the feature collection}``.
         """
-        location, size = request.get("location") or (0, 0), request.get("size") or (0, 0)
-        region = [int(value) for value in (*location, *size)] if any(size) else None
+        region = request.region()
         with tempfile.TemporaryDirectory() as folder:
             slide = slide_of(path)
             if slide is not None:
-                geojson = self._slide_nuclei(slide, region, request, Path(folder, "slide"))
+                geojson = self._slide_nuclei(slide, region, request.params, mpp, Path(folder, "slide"))
             else:
-                geojson = self._image_nuclei(path, region, request, Path(folder, "nuclei.geojson"))
-            output = request.get("output")
+                geojson = self._image_nuclei(path, region, request.params, mpp, Path(folder, "nuclei.geojson"))
             if output not in ("asap", "dsa"):
                 return {"file": None, "params": json.loads(geojson.read_text("utf-8"))}
             suffix, write = (".xml", write_asap) if output == "asap" else (".json", write_dsa)
             handle, result = tempfile.mkstemp(suffix=suffix)
             os.close(handle)
-            write(geojson, Path(result), next(iter(self.labels)), f"{request.get('model')}: {Path(path).name}")
+            write(geojson, Path(result), next(iter(self.labels)), f"ama_sam: {Path(path).name}")
             return {"file": result, "params": {}}
 
-    def entropy(self, path: str, mpp: float | None) -> float:
+    def entropy(self, path: str, mpp: object = None) -> float:
         """Mean binary entropy of an image's foreground probability, in bits: 0 sure, 1 undecided everywhere."""
-        item = self._predict(path, {"mpp": mpp})
+        item = self._predict(path, SegmentOptions(), mpp)
         return float(binary_entropy(_probability(item)).mean())
 
-    def _image_nuclei(self, path: str, region: list[int] | None, request: dict, geojson: Path) -> Path:
-        item = self._segment(path, request)
+    def _image_nuclei(
+        self, path: str, region: list[int] | None, options: SegmentOptions, mpp: object, geojson: Path
+    ) -> Path:
+        item = self._segment(path, options, mpp)
         image, instances = np.asarray(item["image"]), np.asarray(item["instances"])[0]
         nuclei = describe_nuclei(instances, _probability(item), image)
         if region is not None:
@@ -100,32 +112,37 @@ class SegmentNuclei(BundleInferTask):
         write_nuclei(nuclei, NucleusFormat(Path(path).name, known_mpp_of(item.get("mpp"))), geojson)
         return geojson
 
-    def _slide_nuclei(self, slide, region: list[int] | None, request: dict, folder: Path) -> Path:
+    def _slide_nuclei(
+        self, slide: Slide, region: list[int] | None, options: SegmentOptions, mpp: object, folder: Path
+    ) -> Path:
         if region is not None:
             parse_region(region, slide)
-        mpp = self._mpp(request, None if slide.mpp else self.conf.get("mpp"))
-        settings = {"region": region, "mpp": mpp, "ckpt_path": self.get_path()}
-        settings["device"] = f"$torch.device('{_device(request)}')"
-        parser = self._parse("wsi", {**settings, **self._options(request)})
-        parser.get_parsed_content("segmenter")(slide.path, folder)
+        settings = {
+            "region": region,
+            "mpp": known_mpp_of(options.mpp, mpp, None if slide.mpp else self.conf.get("mpp")),
+            "ckpt_path": self.get_path(),
+            "device": torch.device(options.device or default_device()),
+            **self._given(options, "threshold", "marker_depth"),
+        }
+        self._parse("wsi", settings).get_parsed_content("segmenter")(slide.path, folder)
         return folder / "nuclei.geojson"
 
-    def _segment(self, path: str, request: dict) -> dict:
-        item = self._predict(path, request)
-        options = {**self._options(request), "min_area": request.get("min_area", self._config["min_area"])}
-        return self._parse("inference", options).get_parsed_content("postprocessing")(item)
+    def _segment(self, path: str, options: SegmentOptions, mpp: object) -> dict:
+        item = self._predict(path, options, mpp)
+        given = self._given(options, "threshold", "marker_depth", "min_area")
+        return self._parse("inference", given).get_parsed_content("postprocessing")(item)
 
-    def _predict(self, path: str, request: dict) -> dict:
+    def _predict(self, path: str, options: SegmentOptions, mpp: object) -> dict:
         """The image, at the network's pixel size if the mpp is known, and its logits as ``pred``."""
-        device = _device(request)
+        device = torch.device(options.device or default_device())
         network, inferer = self._network(device)
         preprocessing = self._parse("inference", {"target_mpp": self._target_mpp}).get_parsed_content("preprocessing")
-        item = preprocessing({"image": path, "mpp": self._mpp(request, self.conf.get("mpp"))})
+        item = preprocessing({"image": path, "mpp": known_mpp_of(options.mpp, mpp, self.conf.get("mpp"))})
         with torch.inference_mode():
             item["pred"] = inferer(item["image"][None].to(device), network)[0].cpu()
         return item
 
-    def _network(self, device: str) -> tuple[torch.nn.Module, Any]:
+    def _network(self, device: torch.device) -> tuple[torch.nn.Module, Any]:
         """The served network and its inferer, read again when another model was published."""
         path = self.get_path()
         key = path, os.stat(path).st_mtime_ns, device
@@ -140,17 +157,10 @@ class SegmentNuclei(BundleInferTask):
         parser.config.update({"bundle_root": str(self.bundle), **(settings or {})})
         return parser
 
-    def _options(self, request: dict) -> dict[str, float]:
-        try:
-            return {name: float(request.get(name, self._config[name])) for name in OPTIONS}
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                "params", f"an option is no number ({error})", f"Give {', '.join(OPTIONS)} as such."
-            ) from None
-
-    def _mpp(self, request: dict, default: object) -> float | None:
-        stored = self.studies.get_image_info(request["image"]).get("mpp") if request.get("image") else None
-        return known_mpp_of(request.get("mpp"), stored, default)
+    def _given(self, options: SegmentOptions, *names: str) -> dict[str, float]:
+        """Options as numbers, the bundle's where the request has none."""
+        given = {name: getattr(options, name) for name in names}
+        return {name: self._config[name] if value is None else float(value) for name, value in given.items()}
 
 
 def _within(nuclei: list[Nucleus], region: list[int]) -> list[Nucleus]:
@@ -161,8 +171,3 @@ def _within(nuclei: list[Nucleus], region: list[int]) -> list[Nucleus]:
 def _probability(item: Mapping[str, Any]) -> np.ndarray:
     """(H, W) foreground probability of what the network predicted."""
     return torch.as_tensor(item["pred"])[0].float().sigmoid().numpy()
-
-
-def _device(request: dict) -> str:
-    device = request.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return device[0] if isinstance(device, list) else str(device)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 from lib.http_errors import told_to_client
+from lib.schema import plain_name
 from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -36,24 +38,81 @@ class Studies(LocalDatastore):
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
+    def path_of(self, image_id: str) -> Path | None:
+        """
+        File of an image, links followed; None if there is no such image.
+
+        Raises:
+            DataError: when it lies outside of the studies.
+        """
+        found = self._datastore.objects.get(image_id)
+        return found and self._inside(self._datastore.image_path(), image_id, found.image.ext)
+
+    def label_path_of(self, image_id: str, tag: str) -> Path | None:
+        """As :meth:`path_of`, of an image's label."""
+        found = self._datastore.label(image_id, tag)
+        return found and self._inside(self._datastore.label_path(tag), image_id, found.ext)
+
+    def get_image_uri(self, image_id: str) -> str:
+        with told_to_client():
+            return str(self.path_of(image_id) or "")
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        with told_to_client():
+            return str(self.label_path_of(label_id, label_tag) or "")
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, str]]:
+        labelled = self.get_labeled_images()
+        final = DefaultLabelTag.FINAL
+        return [{"image": self.get_image_uri(image), "label": self.get_label_uri(image, final)} for image in labelled]
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict) -> str:
         with told_to_client():
-            if image_id != os.path.basename(image_id) or image_id.startswith("."):
-                raise DataError(image_id, "an image's id is a plain name", "Give one without folders.")
+            _check_name(image_id, "id")
+            self._inside(self._datastore.image_path(), image_id, file_suffix(image_filename))
             if slide_of(image_filename) is None:
                 read_image(image_filename)
             return super().add_image(image_id, image_filename, image_info)
 
+    def remove_image(self, image_id: str) -> None:
+        with told_to_client():
+            if (path := self.path_of(image_id)) and path.is_dir():  # MONAI Label would remove all that is in it
+                raise DataError(image_id, "it is a folder, no image", "Remove it by hand.")
+            super().remove_image(image_id)
+
+    def update_image_info(self, image_id: str, info: dict) -> None:
+        with told_to_client():
+            super().update_image_info(image_id, info)
+
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict) -> str:
         with told_to_client():
-            if not (image := self.get_image_uri(image_id)):
+            if not (image := self.path_of(image_id)):
                 raise ImageNotFoundException(f"there is no image '{image_id}' in the studies")
-            if label_tag != os.path.basename(label_tag) or label_tag.startswith("."):
-                raise DataError(label_tag, "a label's tag is a plain name", "Use 'final' or 'original'.")
+            _check_name(label_tag, "tag")
+            self._inside(self._datastore.label_path(label_tag), image_id, file_suffix(label_filename))
             # an inference may find nothing, but what a person labels is to be learned from
             if not label_map(image, label_filename).any() and label_tag == DefaultLabelTag.FINAL:
                 raise DataError(label_filename, "no nucleus is labelled in it", "Label at least one.")
             return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict) -> None:
+        with told_to_client():
+            super().update_label_info(label_id, label_tag, info)
+
+    def _inside(self, folder: str, image_id: str, suffix: str) -> Path:
+        """The file, links followed, that an image's id means in a folder; DataError unless the studies hold it."""
+        path = Path(folder, image_id + suffix).resolve()
+        plain = image_id == os.path.basename(image_id)  # ids may come from a file in the studies
+        if not plain or not path.is_relative_to(Path(self._datastore_path).resolve()):
+            raise DataError(image_id, "it leads out of the studies", "Copy the file itself into their folder.")
+        return path
+
+
+def _check_name(name: str, what: str) -> None:
+    try:
+        plain_name(name)
+    except ValueError as error:
+        raise DataError(f"{what} '{name[:60]}'", "it is no plain name", f"{error}.".capitalize()) from None
 
 
 def slide_of(path: str | os.PathLike) -> Slide | None:
@@ -105,8 +164,11 @@ def known_mpp_of(*candidates: object) -> float | None:
     """The first of several micrometres per pixel that is a positive number; clients send 0 or nothing for unknown."""
     for value in candidates:
         try:
-            if value is not None and float(value) > 0:
-                return float(value)
+            mpp = 0.0 if value is None else float(value)
         except (TypeError, ValueError):
-            raise DataError("mpp", f"{value!r} is no number of micrometres per pixel", "Give e.g. 0.25.") from None
+            mpp = math.inf
+        if math.isinf(mpp):
+            raise DataError("mpp", f"{value!r} is no number of micrometres per pixel", "Give e.g. 0.25.")
+        if mpp > 0:
+            return mpp
     return None

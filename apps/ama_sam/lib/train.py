@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
+from lib.schema import TrainOptions, default_device
 from lib.studies import Studies, known_mpp_of, label_map
 from monailabel.tasks.train.bundle import BundleTrainTask
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 from scripts.data.domains import LABELLED, auxiliary_domains
 from scripts.errors import DataError
+from scripts.files import write_json
 from scripts.nuclei.label_maps import save_label_map
 
 __all__ = ["TrainOnLabelled"]
@@ -42,34 +44,31 @@ class TrainOnLabelled(BundleTrainTask):
 
     def config(self) -> dict[str, Any]:
         """What a client may set, with defaults; null would break QuPath's reader."""
-        return {
-            "device": device_list(),
-            "pretrained": True,
-            "mode": ["ama", "joint", "grl", "single"] if self.conf.get("auxiliary_dir") else ["single"],
-            "max_epochs": 6,
-            "batches_per_epoch": 20,
-            "learning_rate": 0.00005,
-            "seed": 0,
-            "val_split": 0.2,
-            "publish": ["better", "always"],
-        }
+        defaults = TrainOptions().model_dump(exclude={"client_id"})
+        return {**defaults, "device": device_list(), "mode": self._modes(), "publish": ["better", "always"]}
+
+    def check(self, options: TrainOptions) -> None:
+        """DataError for what this app's settings do not allow."""
+        if options.mode is not None and options.mode not in self._modes():
+            raise DataError("mode", f"'{options.mode}' needs auxiliary domains", "Start with -c auxiliary_dir.")
 
     def __call__(self, request: dict, datastore: Studies) -> dict:
-        settings = {name: request.get(name, value) for name, value in self.config().items()}
-        settings = {name: value[0] if isinstance(value, list) else value for name, value in settings.items()}
-        device, split = name_to_device(settings.pop("device")), float(settings.pop("val_split"))
-        domains = self._domains(datastore, split)
-        if len(domains) == 1:
-            settings["mode"] = "single"
+        options = TrainOptions.of(request)
+        self.check(options)
+        domains = self._domains(datastore, options.val_split)
         published = self.folder / "model.pt"
         served = published if published.is_file() else self.bundle / "models" / "model.pt"
-        if settings.pop("pretrained"):
-            settings["init_model"] = str(served)
         overrides = {
-            **settings,
             "bundle_root": str(self.bundle),
-            "device": device,
+            "device": options.device or default_device(),
             "domains": domains,
+            "mode": "single" if len(domains) == 1 else options.mode or self._modes()[0],
+            "max_epochs": options.max_epochs,
+            "batches_per_epoch": options.batches_per_epoch,
+            "learning_rate": options.learning_rate,
+            "seed": options.seed,
+            "publish": options.publish,
+            "init_model": str(served) if options.pretrained else None,
             "output_dir": str(self.folder / "training"),
             "cache_dir": self.conf.get("cache_dir") or str(self.folder / "training" / "features"),
             "publish_path": str(published),
@@ -82,14 +81,18 @@ class TrainOnLabelled(BundleTrainTask):
         )
         return {}
 
+    def _modes(self) -> list[str]:
+        return ["ama", "joint", "grl", "single"] if self.conf.get("auxiliary_dir") else ["single"]
+
     def _domains(self, datastore: Studies, val_split: float) -> list[dict]:
-        """The domain list: what is labelled is the primary."""
+        """The domain list: what is labelled is the primary, listed in a file, for names of images are no config."""
         entries = self._entries(datastore)
         if not entries:
             raise DataError("studies", "nothing is labelled yet", "Save at least one label.")
         count = max(round(val_split * len(entries)), 1) if len(entries) >= SMALLEST_TO_SPLIT and val_split > 0 else 0
-        primary = {"name": LABELLED, "role": "primary", "root": str(self.folder)}
-        primary["datalist"] = {"training": entries[count:], "validation": entries[:count]}
+        root = self.folder / "training"
+        write_json(root / "labelled.json", {"training": entries[count:], "validation": entries[:count]})
+        primary = {"name": LABELLED, "role": "primary", "root": str(root), "datalist": "labelled.json"}
         folder = self.conf.get("auxiliary_dir")
         return [primary, *(auxiliary_domains(folder, self.conf.get("auxiliary", "all")) if folder else ())]
 
@@ -97,12 +100,12 @@ class TrainOnLabelled(BundleTrainTask):
         """Labelled images in an order that does not change when others are added, XML drawn as a label map."""
         entries = []
         for image in datastore.get_labeled_images():
-            path, label = datastore.get_image_uri(image), datastore.get_label_uri(image, "final")
-            if label.endswith(".xml"):
+            path, label = datastore.path_of(image), datastore.label_path_of(image, "final")
+            if label.suffix == ".xml":
                 drawn = self.folder / "training" / "labels" / f"{image}.png"
                 save_label_map(drawn, label_map(path, label))
-                label = str(drawn)
-            entry = {"image": path, "label": label}
+                label = drawn
+            entry = {"image": str(path), "label": str(label)}
             if mpp := known_mpp_of(datastore.get_image_info(image).get("mpp"), self.conf.get("mpp")):
                 entry["mpp"] = mpp
             entries.append(entry)

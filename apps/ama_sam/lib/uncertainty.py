@@ -39,13 +39,13 @@ class MostUncertain(Strategy):
             ``{"id", "weight"}``, the weight being the entropy in bits; None when no tile is left.
         """
         model = sha256_of(self.task.get_path())[:16]
-        left = int(request.get("max_images", 100))
+        left = request.get("max_images", 100)
         scores = {}
         for image in sorted(datastore.get_unlabeled_images()):
             info = datastore.get_image_info(image)
             if info.get("entropy_model") == model:
                 scores[image] = info["entropy"]
-            elif left > 0 and (entropy := self._entropy(info)) is not None:
+            elif left > 0 and (entropy := self._entropy(image, datastore)) is not None:
                 left -= 1
                 scores[image] = entropy
                 datastore.update_image_info(image, {"entropy": entropy, "entropy_model": model})
@@ -54,11 +54,12 @@ class MostUncertain(Strategy):
         chosen = max(scores, key=scores.get)
         return {"id": chosen, "weight": scores[chosen]}
 
-    def _entropy(self, info: dict) -> float | None:
+    def _entropy(self, image: str, datastore: Studies) -> float | None:
         try:
-            if slide_of(info["path"]) is not None:
+            path = datastore.path_of(image)
+            if slide_of(path) is not None:
                 return None
-            return self.task.entropy(info["path"], info.get("mpp"))
+            return self.task.entropy(str(path), datastore.get_image_info(image).get("mpp"))
         except Exception as error:  # one image that cannot be used must not hide the others
             if not isinstance(root_cause(error), DataError):
                 raise
