@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -59,16 +58,11 @@ def stock(bundle_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own(bundle_root, synthetic, tmp_path_factory):
-    """Our app, with a network that finds what is dark: what is to be found is known exactly."""
-    folder = tmp_path_factory.mktemp("own")
-    shutil.copytree(
-        REPO / "apps" / "ama_sam", folder / "apps" / "ama_sam", ignore=shutil.ignore_patterns("model", "logs")
-    )
-    knowing = {"network": {"_target_": "slides.Darkness"}}
-    tiny_bundle(bundle_root, folder / "bundle", inference=knowing, wsi=knowing)
+def own(own_app, synthetic):
+    """Our app, with a network that finds what is dark."""
+    folder = own_app.parents[1]
     settings = {"auxiliary_dir": synthetic, "auxiliary": "synthetic_dark", "model_dir": folder / "model"}
-    with LabelServer(folder / "apps" / "ama_sam", folder, settings, python_path=[REPO / "tests" / "helpers"]) as server:
+    with LabelServer(own_app, folder, settings, python_path=[REPO / "tests" / "helpers"]) as server:
         yield server
 
 

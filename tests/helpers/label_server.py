@@ -35,12 +35,22 @@ class LabelServer:
         folder: where the server works: its ``studies`` and its log ``server.log``.
         settings: of the app, ``-c NAME VALUE``.
         python_path: folders of modules that its configs name.
+        token: what our app wants of every request.
     """
 
     def __init__(
-        self, app: Path, folder: Path, settings: Mapping[str, Any], python_path: Sequence[str | Path] = ()
+        self,
+        app: Path,
+        folder: Path,
+        settings: Mapping[str, Any],
+        python_path: Sequence[str | Path] = (),
+        token: str | None = None,
     ) -> None:
         self.app, self.folder, self.settings, self.python_path = app, folder, settings, python_path
+        self.token = token
+        self.http = requests.Session()  # that of a client which knows the token
+        if token is not None:
+            self.http.headers["Authorization"] = f"Bearer {token}"
         self.studies = folder / "studies"
         self.url = ""
 
@@ -64,6 +74,9 @@ class LabelServer:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         environment["MONAI_LABEL_DATASTORE_AUTO_RELOAD"] = "false"
+        environment["MONAI_LABEL_SESSION_PATH"] = str(self.folder / "sessions")
+        if self.token is not None:
+            environment["AMA_SAM_TOKEN"] = self.token
         self.log = (self.folder / "server.log").open("w")
         self.process = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=self.log, stderr=subprocess.STDOUT
@@ -77,6 +90,7 @@ class LabelServer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.http.close()
         self.process.terminate()
         try:
             self.process.wait(20)
@@ -87,7 +101,7 @@ class LabelServer:
 
     def train(self, model: str, request: dict, timeout: float = 300) -> dict:
         """Train and wait for the end: the task's status."""
-        answer = requests.post(f"{self.url}/train/{model}", json=request, timeout=60)
+        answer = self.http.post(f"{self.url}/train/{model}", json=request, timeout=60)
         if answer.status_code != 200:
             raise RuntimeError(f"{answer.status_code}: {answer.text}")
         return self.wait(timeout)
@@ -96,7 +110,7 @@ class LabelServer:
         """Until the training ends: its status."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            status = requests.get(f"{self.url}/train/", timeout=60).json()
+            status = self.http.get(f"{self.url}/train/", timeout=60).json()
             if status["status"] in ("DONE", "ERROR", "STOPPED"):
                 return status
             time.sleep(0.5)
@@ -104,6 +118,6 @@ class LabelServer:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(f"{self.url}/info/", timeout=60).status_code == 200
+            return self.http.get(f"{self.url}/info/", timeout=60).status_code == 200
         except requests.ConnectionError:
             return False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -19,6 +20,8 @@ from scripts.slides.listing import SLIDE_SUFFIXES
 from scripts.slides.reading import Slide, open_slide
 
 __all__ = ["Studies", "known_mpp_of", "label_map", "slide_of"]
+
+logger = logging.getLogger(__name__)
 
 
 class Studies(LocalDatastore):
@@ -66,6 +69,10 @@ class Studies(LocalDatastore):
         final = DefaultLabelTag.FINAL
         return [{"image": self.get_image_uri(image), "label": self.get_label_uri(image, final)} for image in labelled]
 
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Images to offer for labelling: those outside of the studies are left out."""
+        return [image for image in super().get_unlabeled_images(label_tag, labels) if self._can_be_used(image)]
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict) -> str:
         with told_to_client():
             _check_name(image_id, "id")
@@ -98,6 +105,13 @@ class Studies(LocalDatastore):
     def update_label_info(self, label_id: str, label_tag: str, info: dict) -> None:
         with told_to_client():
             super().update_label_info(label_id, label_tag, info)
+
+    def _can_be_used(self, image_id: str) -> bool:
+        try:
+            return self.path_of(image_id) is not None
+        except DataError as error:
+            logger.warning("passed over: %s", error)
+            return False
 
     def _inside(self, folder: str, image_id: str, suffix: str) -> Path:
         """The file, links followed, that an image's id means in a folder; DataError unless the studies hold it."""
