@@ -13,6 +13,7 @@ from label_server import missing_package
 from monai.bundle import ConfigParser
 from PIL import Image
 from scripts.data.synthetic import ensure_dataset
+from scripts.errors import DataError
 from scripts.nuclei.label_maps import ServedLabelMapd
 from slides import make_drawing
 
@@ -146,27 +147,25 @@ def test_the_stock_train_task_publishes_a_new_model_after_a_single_label(label_c
 
 @pytest.fixture
 def app_parts(label_classes):
-    from lib import annotations, infer, studies, uncertainty
+    from lib import infer, schema, studies, train, uncertainty
 
-    return SimpleNamespace(annotations=annotations, infer=infer, studies=studies, uncertainty=uncertainty)
+    return SimpleNamespace(infer=infer, schema=schema, studies=studies, train=train, uncertainty=uncertainty)
 
 
 @pytest.fixture
 def task(app_parts, bundle, tmp_path):
     (tmp_path / "model").mkdir()
-    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
-    return app_parts.infer.SegmentNuclei(bundle, {"model_dir": str(tmp_path / "model")}, studies)
+    return app_parts.infer.SegmentNuclei(bundle, {"model_dir": str(tmp_path / "model")})
 
 
 @pytest.fixture
 def knowing_task(app_parts, bundle_root, tmp_path):
     """The same with a network that finds what is dark, and an image of nuclei that are wholly in it."""
     bundle = tiny_bundle(bundle_root, tmp_path / "knowing", inference={"network": {"_target_": "slides.Darkness"}})
-    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
     drawing = make_drawing(900, 700, seed=2)
     image = tmp_path / "nuclei.png"
     Image.fromarray(drawing.draw(0, 0, 900, 700, 1.0)).save(image)
-    return app_parts.infer.SegmentNuclei(bundle, {"model_dir": str(tmp_path)}, studies), image, drawing.nuclei
+    return app_parts.infer.SegmentNuclei(bundle, {"model_dir": str(tmp_path)}), image, drawing.nuclei
 
 
 @needs_label
@@ -182,25 +181,25 @@ def test_our_task_serves_a_published_model_at_once(task, tile, tmp_path):
 def test_xml_of_our_polygons_read_again_is_the_label_map(app_parts, knowing_task):
     """What is served to QuPath and comes back unchanged is learned as it was found."""
     task, image, nuclei = knowing_task
-    answer = task.annotate(str(image), {"output": "asap", "model": "ama_sam"})
+    answer = task.annotate(str(image), app_parts.schema.RegionRequest(size=(0, 0)), "asap")
     label = app_parts.studies.label_map(image, answer["file"])
     instances = np.asarray(Image.open(task({"image": str(image)})[0]))
     assert instances.max() == len(nuclei) > 5 and np.array_equal(label, instances)
 
 
 @needs_label
-def test_the_three_formats_hold_the_same_polygons(knowing_task):
+def test_the_three_formats_hold_the_same_polygons(app_parts, knowing_task):
     task, tile, _ = knowing_task
     from xml.etree import ElementTree
 
-    request = {"model": "ama_sam", "location": [0, 0], "size": [450, 700]}
-    geojson = task.annotate(str(tile), {**request, "output": "json"})["params"]
+    request = app_parts.schema.RegionRequest(location=(0, 0), size=(450, 700))
+    geojson = task.annotate(str(tile), request, "json")["params"]
     wanted = [feature["geometry"]["coordinates"][0][:-1] for feature in geojson["features"]]
-    xml = ElementTree.parse(task.annotate(str(tile), {**request, "output": "asap"})["file"])
+    xml = ElementTree.parse(task.annotate(str(tile), request, "asap")["file"])
     asap = [[[float(c.get("X")), float(c.get("Y"))] for c in a.iter("Coordinate")] for a in xml.iter("Annotation")]
-    dsa = json.loads(Path(task.annotate(str(tile), {**request, "output": "dsa"})["file"]).read_text())
+    dsa = json.loads(Path(task.annotate(str(tile), request, "dsa")["file"]).read_text())
     assert asap == wanted and [[p[:2] for p in e["points"]] for e in dsa["elements"]] == wanted and wanted
-    whole = task.annotate(str(tile), {"model": "ama_sam", "output": "json"})["params"]["features"]
+    whole = task.annotate(str(tile), app_parts.schema.RegionRequest(size=(0, 0)), "json")["params"]["features"]
     inside = [f for f in whole if f["properties"]["centroid"][0] < 450]
     assert len(whole) > len(inside) and [f["geometry"] for f in inside] == [
         f["geometry"] for f in geojson["features"]
@@ -235,3 +234,68 @@ def test_the_most_uncertain_tile_is_offered_and_looked_at_once(app_parts, tmp_pa
 def test_uncertainty_is_low_on_an_even_answer(task, tile):
     entropy = task.entropy(str(tile), None)
     assert 0 < entropy < 1
+
+
+@needs_label
+def test_names_of_images_are_no_configs(app_parts, bundle, synthetic, tmp_path, monkeypatch):
+    """Whoever filled the folder chose the names; the file's name is the marker that an expression would make."""
+    monkeypatch.chdir(tmp_path)
+    names = "$open('marker', 'w').close()", "@network", "%train.json", "a#1", "b, 'c' {d}"
+    pairs = sorted((synthetic / "synthetic_pink" / "images").iterdir())
+    final = tmp_path / "studies" / "labels" / "final"
+    final.mkdir(parents=True)
+    for name, image in zip(names, pairs):
+        (tmp_path / "studies" / f"{name}.png").write_bytes(image.read_bytes())
+        (final / f"{name}.png").write_bytes((image.parents[1] / "labels" / image.name).read_bytes())
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    task = app_parts.train.TrainOnLabelled(bundle, {"model_dir": str(tmp_path / "model")})
+    task({"max_epochs": 1, "batches_per_epoch": 1, "device": "cpu", "publish": "always"}, studies)
+    listed = json.loads((tmp_path / "model" / "training" / "labelled.json").read_text())
+    assert sorted(Path(e["image"]).stem for part in listed.values() for e in part) == sorted(names)
+    assert (tmp_path / "model" / "model.pt").is_file() and not (tmp_path / "marker").exists()
+
+
+@needs_label
+def test_an_index_that_came_with_the_studies_leads_nowhere(app_parts, tmp_path, tile):
+    """``datastore_v2.json`` is data: ids, folders and tags in it may be anybody's."""
+    from fastapi import HTTPException
+
+    folder, outside = tmp_path / "studies", tmp_path / "outside"
+    (folder / "sub" / "labels").mkdir(parents=True)
+    outside.mkdir()
+    for place in (outside, folder / "sub"):
+        (place / "tile.png").write_bytes(tile.read_bytes())
+    index = {"name": "", "description": "", "objects": {}}
+    (folder / "link.png").symlink_to(outside / "tile.png")
+    for image in ("../outside/tile", "sub/tile", str(outside / "tile"), "link"):
+        labels = {"../../outside": {"ext": ".png"}, "final": {"ext": ".png"}}
+        index["objects"][image] = {"image": {"ext": ".png", "info": {}}, "labels": labels}
+    (folder / "datastore_v2.json").write_text(json.dumps(index))
+    studies = app_parts.studies.Studies(str(folder))
+    for image in studies.list_images():
+        for ask in (studies.get_image_uri, studies.remove_image):
+            with pytest.raises(HTTPException, match="leads out of the studies|has no folders"):
+                ask(image)
+        for tag in studies.get_labels_by_image_id(image):
+            with pytest.raises(HTTPException, match="leads out of the studies|has no folders"):
+                studies.remove_label(image, tag)
+    assert len(studies.list_images()) == 4 and studies.get_unlabeled_images() == []
+    assert (outside / "tile.png").is_file() and (folder / "sub" / "tile.png").is_file()
+
+
+@needs_label
+@pytest.mark.parametrize("given, mpp", [((0.5, 0.25), 0.5), ((None, 0, "0.25"), 0.25), ((0, None), None)])
+def test_the_first_known_mpp_counts(app_parts, given, mpp):
+    assert app_parts.studies.known_mpp_of(*given) == mpp
+    for wrong in ("$1", "inf", [0.5], {}):
+        with pytest.raises(DataError, match="no number of micrometres"):
+            app_parts.studies.known_mpp_of(wrong)
+
+
+@needs_label
+def test_a_field_is_known_or_ignored_by_name_and_never_both(app_parts):
+    kinds = [kind for kind in vars(app_parts.schema).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, app_parts.schema.Strict):
+            assert not kind.ignored & set(kind.model_fields)
+            assert kind.model_validate(dict.fromkeys(kind.ignored, "x")) == kind(), "they change nothing"

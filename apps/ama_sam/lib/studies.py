@@ -115,9 +115,10 @@ class Studies(LocalDatastore):
 
     def _inside(self, folder: str, image_id: str, suffix: str) -> Path:
         """The file, links followed, that an image's id means in a folder; DataError unless the studies hold it."""
+        if image_id != os.path.basename(image_id):  # ids are also read from a file of the studies
+            raise DataError(image_id, "an image's id has no folders", "Correct datastore_v2.json in the studies.")
         path = Path(folder, image_id + suffix).resolve()
-        plain = image_id == os.path.basename(image_id)  # ids may come from a file in the studies
-        if not plain or not path.is_relative_to(Path(self._datastore_path).resolve()):
+        if not path.is_relative_to(Path(self._datastore_path).resolve()):
             raise DataError(image_id, "it leads out of the studies", "Copy the file itself into their folder.")
         return path
 
