@@ -290,12 +290,3 @@ def test_the_first_known_mpp_counts(app_parts, given, mpp):
     for wrong in ("$1", "inf", [0.5], {}):
         with pytest.raises(DataError, match="no number of micrometres"):
             app_parts.studies.known_mpp_of(wrong)
-
-
-@needs_label
-def test_a_field_is_known_or_ignored_by_name_and_never_both(app_parts):
-    kinds = [kind for kind in vars(app_parts.schema).values() if isinstance(kind, type)]
-    for kind in kinds:
-        if issubclass(kind, app_parts.schema.Strict):
-            assert not kind.ignored & set(kind.model_fields)
-            assert kind.model_validate(dict.fromkeys(kind.ignored, "x")) == kind(), "they change nothing"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from fakes import own_app
 from label_server import LabelServer, missing_package
 from PIL import Image
 from slides import make_drawing
@@ -42,14 +43,16 @@ def outside(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(own_app, outside, tmp_path_factory):
-    folder = own_app.parents[1]
+def server(bundle_root, outside, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
     studies = folder / "studies"
     studies.mkdir()
     (studies / "tile.png").write_bytes(TILE)
     (studies / "link.png").symlink_to(outside)
     settings = {"model_dir": folder / "model", "origins": VIEWER}
-    with LabelServer(own_app, folder, settings, [REPO / "tests" / "helpers"], token=TOKEN) as started:
+    with LabelServer(
+        own_app(bundle_root, folder), folder, settings, [REPO / "tests" / "helpers"], token=TOKEN
+    ) as started:
         label = started.http.post(f"{started.url}/infer/ama_sam?image=tile&output=image").content
         put(started, "label", {"image": "tile"}, label, "label.png").raise_for_status()
         yield started
@@ -247,6 +250,7 @@ def test_what_ohif_cvat_and_qupath_send(server):
     for path, body in (("infer/wsi/ama_sam?output=asap&image=tile", {}), ("activelearning/first", QUPATH_SAMPLE)):
         answer = server.http.post(f"{server.url}/{path}", data=json.dumps(body))
         assert answer.status_code == 200 and "Content-Type" not in answer.request.headers, answer.text
+    refused(server.http.post(f"{server.url}/train/ama_sam", data='{"max_epochs": 0}'), "max_epochs")
 
 
 # --- who may ask
@@ -354,6 +358,17 @@ def test_a_link_out_of_the_studies_is_not_followed(server, outside):
     sample = server.http.post(f"{server.url}/activelearning/uncertain", json={})
     assert sample.status_code == 200 and sample.json().get("id") != "link"
     assert outside.read_bytes() == before
+
+
+def test_a_file_that_is_sent_may_name_no_other(server, outside):
+    header = b"ObjectType = Image\nNDims = 2\nDimSize = 8 8\nElementType = MET_UCHAR\nElementDataFile = %s\n"
+    header %= os.fsencode(outside)
+    sent = {"files": {"file": ("a.mha", header)}}
+    refused(server.http.post(f"{server.url}/infer/ama_sam?output=image", **sent), "other files")
+    refused(server.http.post(f"{server.url}/infer/wsi_v2/ama_sam", **sent), "other files")
+    refused(put(server, "image", {"image": "new"}, header, "a.mha"), "other files")
+    refused(put(server, "label", {"image": "tile"}, header, "a.mha"), "other files")
+    refused(server.http.put(f"{server.url}/session/", files=[("files", ("a.mha", header))]), "other files")
 
 
 LONG = "n" * 300

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import requests
-from fakes import open_verb, tiny_bundle
+from fakes import open_verb, own_app, tiny_bundle
 from label_server import LabelServer, missing_package
 from PIL import Image
 from scripts.data.synthetic import ensure_dataset
@@ -58,11 +58,13 @@ def stock(bundle_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own(own_app, synthetic):
+def own(bundle_root, synthetic, tmp_path_factory):
     """Our app, with a network that finds what is dark."""
-    folder = own_app.parents[1]
+    folder = tmp_path_factory.mktemp("own")
     settings = {"auxiliary_dir": synthetic, "auxiliary": "synthetic_dark", "model_dir": folder / "model"}
-    with LabelServer(own_app, folder, settings, python_path=[REPO / "tests" / "helpers"]) as server:
+    with LabelServer(
+        own_app(bundle_root, folder), folder, settings, python_path=[REPO / "tests" / "helpers"]
+    ) as server:
         yield server
 
 

@@ -116,6 +116,19 @@ def tiny_bundle(bundle_root: Path, folder: Path, **changes: dict) -> Path:
     return folder
 
 
+def own_app(bundle_root: Path, folder: Path) -> Path:
+    """
+    Our app in ``folder/apps/ama_sam`` beside ``folder/bundle``, a tiny one.
+
+    Its network finds what is dark (``slides.Darkness``): what is to be found is known exactly.
+    """
+    app = folder / "apps" / "ama_sam"
+    shutil.copytree(bundle_root.parent / "apps" / "ama_sam", app, ignore=shutil.ignore_patterns("model", "logs"))
+    knowing = {"network": {"_target_": "slides.Darkness"}}
+    tiny_bundle(bundle_root, folder / "bundle", inference=knowing, wsi=knowing)
+    return app
+
+
 def open_verb(bundle_root: Path, config: str, kind: str | None, **overrides) -> ConfigWorkflow:
     """The workflow of a real config with overrides, initialised and ready to run."""
     workflow = ConfigWorkflow(
