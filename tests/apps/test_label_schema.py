@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from label_server import missing_package
+from scripts.errors import DataError
 
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(missing_package() is not None, reason=f"{missing_package()} is not installed")
@@ -72,3 +73,17 @@ def test_a_region_is_two_times_two_whole_numbers(schema, region):
         schema.RegionRequest.model_validate(region)
     assert schema.RegionRequest(location=(3, 4), size=(5, 6)).region() == [3, 4, 5, 6]
     assert schema.RegionRequest(location=(3, 4), size=(0, 0)).region() is None
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "viewer.example.org", "https://viewer.example.org/page", "https://", "file:///a"]
+)
+def test_a_server_whose_settings_protect_nothing_does_not_start(schema, monkeypatch, origin):
+    from fastapi import FastAPI
+    from lib.server import protect
+
+    with pytest.raises(DataError, match="no web page's origin"):
+        protect(FastAPI(), [origin])
+    monkeypatch.setenv("AMA_SAM_TOKEN", "")
+    with pytest.raises(DataError, match="the token is empty"):
+        protect(FastAPI(), ["https://viewer.example.org/"])

@@ -23,13 +23,12 @@ class Guard:
 
     Args:
         app: what answers the requests that pass.
-        origins: pages that may ask, as browsers write them: ``https://viewer.example.org``.
+        origins: pages that may ask, as browsers write them, in lower case: ``https://viewer.example.org``.
         token: what ``Authorization: Bearer`` has to give; None lets all in.
     """
 
     def __init__(self, app: ASGIApp, origins: Iterable[str] = (), token: str | None = None) -> None:
-        self.app, self.token = app, token
-        self.origins = {origin.strip().rstrip("/").lower() for origin in origins}
+        self.app, self.token, self.origins = app, token, set(origins)
         self.hosts = {"localhost", socket.gethostname().lower(), *(urlsplit(o).hostname for o in self.origins)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

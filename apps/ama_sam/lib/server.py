@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -51,9 +52,9 @@ def protect(server: FastAPI, origins: Iterable[str]) -> None:
         origins: web pages that may ask it, beside those of ``MONAI_LABEL_CORS_ORIGINS``.
 
     Raises:
-        DataError: when the environment gives an empty token.
+        DataError: for what is no origin, and when the environment gives an empty token.
     """
-    allowed = sorted({*origins, *map(str, settings.MONAI_LABEL_CORS_ORIGINS)})
+    allowed = sorted(map(_checked_origin, {*origins, *map(str, settings.MONAI_LABEL_CORS_ORIGINS)}))
     token = os.environ.get(TOKEN_VARIABLE)
     if token == "":
         raise DataError(TOKEN_VARIABLE, "the token is empty", "Give one, or unset the variable.")
@@ -65,6 +66,17 @@ def protect(server: FastAPI, origins: Iterable[str]) -> None:
     server.user_middleware.insert(0, Middleware(Guard, origins=allowed, token=token))
     server.middleware_stack = server.build_middleware_stack()
     logger.info("web pages that may ask: %s; token: %s", ", ".join(allowed) or "none", "wanted" if token else "none")
+
+
+def _checked_origin(origin: str) -> str:
+    parts = urlsplit(origin.strip().rstrip("/").lower())
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.geturl() != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise DataError("origins", f"'{origin}' is no web page's origin", "Write e.g. https://viewer.example.org.")
+    return parts.geturl()
 
 
 def _kept() -> APIRouter:
