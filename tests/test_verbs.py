@@ -279,3 +279,14 @@ def test_a_model_needs_no_key_and_one_that_contradicts_it_is_refused(bundle_root
     with pytest.raises(Exception) as told:  # noqa: B017 which class MONAI wraps it in does not matter
         parser.get_parsed_content("network")
     assert "it has backbone vit_test, and --backbone says vit_b" in str(root_cause(told.value))
+
+
+def test_a_training_that_begins_with_a_model_builds_that_models_network(bundle_root, tmp_path):
+    path = tiny_model(tmp_path / "model.pt", size="wide")
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "train.json"))
+    parser.update({"init_model": str(path)})
+    assert [parser.get_parsed_content(key) for key in ("backbone", "decoder_size", "out_channels", "aligned_stride")] == [
+        "vit_test", "wide", 2, 16,
+    ]  # fmt: skip
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "train.json"))
+    assert parser.get_parsed_content("backbone") == "vit_t" and parser.get_parsed_content("decoder_size") == "standard"

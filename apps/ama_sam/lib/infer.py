@@ -43,7 +43,6 @@ class SegmentNuclei(BundleInferTask):
         self.path = [*self.path, os.path.join(conf["model_dir"], "model.pt")]  # the last that exists is served
         self._config.pop("model_filename", None)
         self._config["mpp"] = 0.0  # unknown; null would break QuPath's reader
-        self._target_mpp = self._parse("wsi").get("target_mpp")
         self._loaded: tuple[Any, torch.nn.Module, Any] | None = None
 
     def __call__(self, request: dict, callbacks=None) -> tuple[str, dict]:
@@ -136,7 +135,7 @@ class SegmentNuclei(BundleInferTask):
         """The image, at the network's pixel size if the mpp is known, and its logits as ``pred``."""
         device = torch.device(options.device or default_device())
         network, inferer = self._network(device)
-        preprocessing = self._parse("inference", {"target_mpp": self._target_mpp}).get_parsed_content("preprocessing")
+        preprocessing = self._parse("inference", {"ckpt_path": self.get_path()}).get_parsed_content("preprocessing")
         item = preprocessing({"image": path, "mpp": known_mpp_of(options.mpp, mpp, self.conf.get("mpp"))})
         with torch.inference_mode():
             item["pred"] = inferer(item["image"][None].to(device), network)[0].cpu()

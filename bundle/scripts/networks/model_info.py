@@ -51,6 +51,10 @@ class ModelInfo:
     version: str | None = None
     lacks: Sequence[str] = ()
 
+    def setting(self, name: str, default: Any) -> Any:
+        """An argument of the decoder, or the default where there is none."""
+        return (self.decoder or {}).get(name, default)
+
 
 def model_info(
     path: str | os.PathLike | None, given: Mapping[str, Any] | None = None, needs: Sequence[str] = ()
