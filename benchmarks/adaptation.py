@@ -14,9 +14,9 @@ import argparse
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,12 +53,11 @@ def main() -> None:
     write(table, rows)
     entries = json.loads((arguments.data / arguments.primary / "split.json").read_text())["training"]
     entries.sort(key=lambda entry: entry["image"])
-    folder = arguments.output_dir / "server"
-    settings = {"model_dir": folder / "model", "cache_dir": arguments.output_dir / "features"}
+    settings = {"cache_dir": arguments.output_dir / "features"}
     settings |= {"auxiliary_dir": arguments.data, "auxiliary": arguments.auxiliary}
     for mode in arguments.modes.split(","):
-        shutil.rmtree(folder, ignore_errors=True)
-        with LabelServer(REPO / "apps" / "ama_sam", folder, settings) as server:
+        folder = Path(tempfile.mkdtemp(prefix=f"server_{mode}_", dir=arguments.output_dir))
+        with LabelServer(REPO / "apps" / "ama_sam", folder, {**settings, "model_dir": folder / "model"}) as server:
             labelled = 0
             for count in map(int, arguments.counts.split(",")):
                 while labelled < count:

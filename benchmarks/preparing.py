@@ -62,7 +62,7 @@ def annotation(outlines: list[np.ndarray]) -> str:
 def make_archive(path: Path, images: int, nuclei: int) -> int:
     """Write the zip file; returns how many nuclei were drawn."""
     drawn = 0
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
         for number in range(images):
             image, outlines = draw(nuclei, np.random.default_rng(number))
             name, buffer = f"TCGA-B{number // 10}-{5000 + number}-01Z-00-DX1", BytesIO()
@@ -78,12 +78,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--nuclei", type=int, default=600, help="in each image")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--keep", help="a folder for the archive and the domain")
+    parser.add_argument("--keep", help="a folder for the archive and the domain, in which neither is yet")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(args.keep or folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        archive = folder / "monuseg.zip"
+        archive = folder / "synthetic_monuseg.zip"
         drawn = make_archive(archive, args.images, args.nuclei)
         settings = {"config_file": "configs/prepare.json", "dataset": "monuseg", "source": archive}
         settings |= {"output_dir": folder / "domains", "workers": args.workers}

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,19 @@ from typing import Any
 
 from scripts.errors import DataError
 
-__all__ = ["atomic_path", "bundle_version", "read_json", "sha256_of", "write_json", "write_table"]
+__all__ = [
+    "atomic_path",
+    "bundle_version",
+    "finished_name",
+    "has_columns",
+    "read_json",
+    "sha256_of",
+    "write_json",
+    "write_table",
+]
+
+
+_PARTIAL = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial(?P<suffix>\.[^.]*)?")
 
 
 @contextmanager
@@ -24,12 +38,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # random, for two containers that share a disk may both be process 1
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def finished_name(name: str) -> str | None:
+    """The name that a temporary file of :func:`atomic_path` was to get, None for any other file."""
+    found = _PARTIAL.fullmatch(name)
+    return found and found["stem"] + (found["suffix"] or "")
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
@@ -46,6 +67,15 @@ def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], colu
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def has_columns(path: str | os.PathLike, columns: Sequence[str]) -> bool:
+    """Whether a file is a CSV table of exactly these columns."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), None) == list(columns)
+    except (OSError, ValueError, csv.Error):
+        return False
 
 
 def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], Any] | None = None) -> None:

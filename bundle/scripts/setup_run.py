@@ -6,27 +6,31 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts.errors import DataError, root_cause
-from scripts.files import write_json
+from scripts.files import read_json, write_json
 from scripts.memory import keep_freed_memory
+from scripts.owned import OwnFiles
 
 __all__ = ["executed_config", "setup_run", "unknown_keys", "write_config"]
 
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
+_PATHS = ("bundle_root", "source", "init_model")  # besides those whose default joins paths
 _REFERENCE = re.compile(r"@([\w:#]+)")
 
 
 def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
     First step of every verb: refuse unknown config keys, read ``true`` and ``false`` on the command line as such (they
-    arrive as text, and any text counts as true), fix random seeds, keep freed memory, end errors with their cause.
+    arrive as text, and any text counts as true), make paths absolute, fix random seeds, keep freed memory, end errors
+    with their cause.
 
     Args:
         seed: seeds Python, NumPy and PyTorch.
@@ -43,14 +47,41 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
         known = ConfigParser.load_config_file(defaults)
         _refuse_unknown_keys(parser.get(), known)
         _read_booleans(parser, known)
+        _make_paths_absolute(parser, known)
     set_determinism(seed=seed)
 
 
-def write_config(path: str | os.PathLike) -> None:
-    """Write the configuration that is executed, with all overrides; the first process, and within ``monai.bundle``."""
-    config = executed_config()
+def write_config(path: str | os.PathLike, also: Sequence[str] = ()) -> None:
+    """
+    Write the configuration that is executed, with all overrides; the first process, and within ``monai.bundle``.
+
+    With it a verb takes a folder: files named in ``also`` that were there before are never replaced.
+
+    Args:
+        path: the file.
+        also: patterns of the other files that the verb writes into its folder.
+
+    Raises:
+        DataError: when one of them, or ``path``, is there, and no earlier run of the verb wrote it.
+    """
+    config, path = executed_config(), Path(path)
     if config is not None and idist.get_rank() == 0:
-        write_json(path, {key: value for key, value in config.items() if key != "_meta_"}, default=str)
+        files = OwnFiles(path.parent)
+        there = [file.relative_to(path.parent).as_posix() for pattern in also for file in path.parent.glob(pattern)]
+        if path.name not in files and _is_executed_config(path):
+            files.add([path.name, *there])  # of a version before 0.4.1, which kept no list
+        files.check([path.name] if path.name in files else [path.name, *there])
+        content = {key: value for key, value in config.items() if key != "_meta_"}
+        write_json(files.path(path.name), content, default=str)
+
+
+def _is_executed_config(path: Path) -> bool:
+    try:
+        config = read_json(path)
+    except DataError:
+        return False
+    # a bundle's own configs have the same keys, and lie beside its metadata
+    return isinstance(config, dict) and "bundle_root" in config and not (path.parent / "metadata.json").exists()
 
 
 def executed_config() -> dict | None:
@@ -96,8 +127,22 @@ def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
             continue
         if given.lower() not in ("true", "false"):
             raise ValueError(f"{key} must be true or false, got '{given}'")
-        parser.get()[key] = given.lower() == "true"
-        parser.ref_resolver.get_item(key).update_config(parser.get()[key])
+        _set(parser, key, given.lower() == "true")
+
+
+def _make_paths_absolute(parser: ConfigParser, defaults: dict) -> None:
+    """A library that changes the working directory, as itk does, must not move what was given on the command line."""
+    for key, default in defaults.items():
+        given = parser.get().get(key)
+        is_path = key in _PATHS or (isinstance(default, str) and default.startswith("$os.path.join("))
+        if is_path and isinstance(given, str) and not given.startswith(("$", "@")):
+            _set(parser, key, os.path.abspath(given))
+
+
+def _set(parser: ConfigParser, key: str, value: Any) -> None:
+    parser.get()[key] = value
+    parser.ref_resolver.get_item(key).update_config(value)
+    parser.ref_resolver.remove_resolved_content(key)  # the bundle's root is already in use
 
 
 def _keys(config: dict) -> set[str]:

@@ -80,14 +80,14 @@ def test_the_same_patient_is_refused(tmp_path):
 
 def test_hashes_are_kept_and_made_anew_when_a_file_changes(tmp_path):
     paths = [str(save(tmp_path / f"{seed}.png", picture(seed))) for seed in range(3)]
-    first = hash_images(paths, tmp_path / "cache.json")
-    again = hash_images(paths, tmp_path / "cache.json")
+    first, _ = hash_images(paths, tmp_path / "cache.json")
+    again, _ = hash_images(paths, tmp_path / "cache.json")
     assert all((first[path] == again[path]).all() for path in paths)
     save(tmp_path / "0.png", picture(50))
-    assert (hash_images(paths, tmp_path / "cache.json")[paths[0]] != first[paths[0]]).any()
+    assert (hash_images(paths, tmp_path / "cache.json")[0][paths[0]] != first[paths[0]]).any()
     (tmp_path / "cache.json").write_text("{broken")
-    assert (hash_images(paths, tmp_path / "cache.json")[paths[1]] == first[paths[1]]).all()
-    assert hash_images([str(tmp_path / "nowhere.png")]) == {str(tmp_path / "nowhere.png"): None}
+    assert (hash_images(paths, tmp_path / "cache.json")[0][paths[1]] == first[paths[1]]).all()
+    assert (tmp_path / "cache.json").read_text() == "{broken", "what is no cache of ours is left alone"
     assert (from_text(to_text(first[paths[2]])) == first[paths[2]]).all() and from_text(to_text(None)) is None
 
 
@@ -101,9 +101,11 @@ def test_a_primary_without_tests_or_with_missing_ones(tmp_path, caplog):
     assert check_leakage(domain_list(tmp_path, "a")) == []
     domain(tmp_path, "b", [3], [4])
     (tmp_path / "b" / "images" / "testing_0_4.png").unlink()
+    with pytest.raises(DataError, match="testing_0_4.png: test images cannot be compared.*leakage to 'allow'"):
+        check_leakage(domain_list(tmp_path, "b"))
     with caplog.at_level(logging.WARNING):
-        assert check_leakage(domain_list(tmp_path, "b")) == []
-    assert "cannot be checked" in caplog.text
+        assert check_leakage(domain_list(tmp_path, "b"), "allow") == []
+    assert "cannot be compared" in caplog.text
     with pytest.raises(ValueError, match="'refuse' or 'allow'"):
         check_leakage(domain_list(tmp_path, "a"), "maybe")
 
@@ -123,7 +125,8 @@ def test_real_domains_pass_and_quickly(real_data, tmp_path):
     items = [
         {"image": str(p), "group": f"x/{p.stem}"} for p in sorted((real_data / "monuseg" / "images").iterdir())[:3]
     ]
-    assert len(find_leaks(items, items)) == 3
+    hashes, _ = hash_images([item["image"] for item in items])
+    assert len(find_leaks(items, items, hashes)) == 3
 
 
 def test_known_samples_differ():

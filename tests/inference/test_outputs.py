@@ -15,7 +15,8 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Lambda
 from PIL import Image
 from scripts.errors import DataError
-from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset, output_names
+from scripts.inference.output_names import output_names
+from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset
 
 
 def load(item: dict) -> dict:

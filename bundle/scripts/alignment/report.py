@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from scripts.alignment.picture import draw
 from scripts.alignment.verdict import short
 from scripts.errors import DataError
 from scripts.files import atomic_path, write_json
+from scripts.owned import OwnFiles
 
 __all__ = ["AlignmentReport"]
 
@@ -62,7 +62,7 @@ class AlignmentReport:
             raise ValueError(
                 f"min_groups must be at least 2, to judge a group by a probe that saw others: {min_groups}"
             )
-        self.output_dir, self.domain_names = Path(output_dir), list(domain_names)
+        self.files, self.domain_names = OwnFiles(output_dir), list(domain_names)
         self.provenance, self.min_groups, self.seed = provenance or {}, min_groups, seed
 
     def attach(self, engine: Engine) -> None:
@@ -73,6 +73,7 @@ class AlignmentReport:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
+        self.files.check(f"alignment.{end}" for end in ("json", "md", "png"))
         if len(self.domain_names) < 2:
             hint = "Name the auxiliary domains with --auxiliary, or give a dataset_dir that holds several domains"
             raise DataError(self.domain_names[0], "it is the only domain, so there is nothing to align it with", hint)
@@ -108,8 +109,8 @@ class AlignmentReport:
         found = measure(samples, self.domain_names, self.min_groups, self.seed)
         domains = {name: self._describe(samples, index) for index, name in enumerate(self.domain_names)}
         report = {**found, "domains": domains, "method": METHOD, "provenance": self.provenance}
-        write_json(self.output_dir / "alignment.json", report)
-        with atomic_path(self.output_dir / "alignment.md") as path:
+        write_json(self.files.path("alignment.json"), report)
+        with atomic_path(self.files.path("alignment.md")) as path:
             path.write_text(markdown(report), encoding="utf-8")
         self._draw(samples, found)
         engine.state.metrics.update(headline(found))
@@ -131,9 +132,8 @@ class AlignmentReport:
         return described
 
     def _draw(self, samples: WindowSamples, found: dict[str, Any]) -> None:
-        path = self.output_dir / "alignment.png"
         if len(samples.domain) < 2:  # no plane to draw in; a picture of an earlier run must not stand for this one
-            path.unlink(missing_ok=True)
+            self.files.remove("alignment.png")
             return
         titles = {"frozen": "before: frozen encoder", "aligned": "after: aligned features"}
         if "overall" in found:
@@ -141,7 +141,7 @@ class AlignmentReport:
                 of = found["overall"][kind]
                 titles[kind] += f"\nprobe {short(of['accuracy'])} [{short(of['low'])}, {short(of['high'])}]"
                 titles[kind] += f", chance {short(found['chance'])}"
-        with atomic_path(path) as partial:
+        with atomic_path(self.files.path("alignment.png")) as partial:
             draw(samples, self.domain_names, titles, found["verdict"]["sentence"]).savefig(partial, dpi=110)
 
 

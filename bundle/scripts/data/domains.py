@@ -76,7 +76,7 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
     Check a domain list and return it with the primary first, the order that gives every domain its index.
 
     Entries are ``{"name", "role": "primary" | "auxiliary", "root"}`` with optional ``"datalist"`` (a JSON file,
-    relative to root, or what such a file holds) and ``"mpp"`` (micrometres per pixel).
+    relative to root, or what such a file holds) and ``"mpp"`` (micrometres per pixel). Roots become absolute.
 
     Raises:
         DataError: unless exactly one domain is primary, names are unique and all keys and values are valid.
@@ -101,7 +101,8 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
     if len(primaries) != 1:
         listed = f": {', '.join(primaries)}" if primaries else ""
         raise DataError("domains", f"{len(primaries)} domains are primary{listed}", "Make exactly one the primary.")
-    return sorted((dict(domain) for domain in domains), key=lambda domain: domain["role"] != "primary")
+    rooted = ({**domain, "root": os.path.abspath(domain["root"])} for domain in domains)
+    return sorted(rooted, key=lambda domain: domain["role"] != "primary")
 
 
 def training_domains(

@@ -19,18 +19,22 @@ def list_images(
     Args:
         folder: where to look; hidden files and folders are passed over.
         mpp: micrometres per pixel of all these images, if known.
-        exclude: a folder whose files are passed over, such as that of the results.
+        exclude: a folder within it whose files are passed over, such as that of the results.
 
     Returns:
         ``[{"image": path, "mpp": float}, ...]``, mpp nan if unknown.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: there is no such folder, no image in it, or results would lie among the images.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DataError(root, "there is no such folder", "Set dataset_dir to a folder of images")
     excluded = None if exclude is None else Path(exclude).resolve()
+    if excluded == root.resolve():
+        raise DataError(root, "results would lie among the images", "Choose another output_dir; it may be in there")
+    if excluded is not None and not excluded.is_relative_to(root.resolve()):
+        excluded = None  # a folder around the images: they are no results
     files = [
         path
         for path in sorted(root.rglob("*"))

@@ -3,12 +3,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from scripts.data.domains import load_items
+from scripts.data.domains import check_domains, load_items
 from scripts.data.readers import read_image
 from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
@@ -31,36 +31,46 @@ def check_leakage(
     Args:
         domains: the domains that are trained on, see :func:`check_domains`.
         leakage: ``"refuse"``, or ``"allow"`` to warn only.
-        cache: a JSON file in which the images' hashes are kept, so that the next run is quick; None keeps nothing.
+        cache: see :func:`hash_images`.
 
     Returns:
         what was found, see :func:`find_leaks`.
 
     Raises:
-        DataError: when something was found and ``leakage`` is ``"refuse"``.
+        DataError: when ``leakage`` is ``"refuse"`` and something was found, or images cannot be read and so not be
+            compared.
     """
     if leakage not in ("refuse", "allow"):
         raise ValueError(f"leakage must be 'refuse' or 'allow', got '{leakage}'.")
     try:
-        tested = [item for item in load_items(domains, "testing") if item["domain"] == 0]
+        tested = load_items(check_domains(domains)[:1], "testing")
     except DataError as error:
-        logger.warning("Whether test images leak into the training cannot be checked: %s", error)
+        _refuse_or_warn(leakage, error.path, f"test images cannot be compared: {error.problem}", error.hint)
         return []
-    leaks = find_leaks(tested, load_items(domains, "training"), cache) if tested else []
-    if not leaks:
-        return leaks
-    shown = "; ".join(f"{Path(leak['test']).name} and {leak['training']} ({leak['why']})" for leak in leaks[:3])
-    what = f"{len({leak['test'] for leak in leaks})} test images of the primary are known to the training: {shown}"
-    if len(leaks) > 3:
-        what += f" and {len(leaks) - 3} more pairs"
-    if leakage == "refuse":
-        hint = "Take these images out of a split, leave the domain out, or set leakage to 'allow'."
-        raise DataError(Path(tested[0]["image"]).parent, what, hint)
-    logger.warning("%s. Results on the test part are too good", what)
+    trained = load_items(domains, "training") if tested else []
+    hashes, unread = hash_images([item["image"] for item in (*tested, *trained)], cache)
+    if leaks := find_leaks(tested, trained, hashes):
+        shown = "; ".join(f"{Path(leak['test']).name} and {leak['training']} ({leak['why']})" for leak in leaks[:3])
+        what = f"{len({leak['test'] for leak in leaks})} test images of the primary are known to the training: {shown}"
+        if len(leaks) > 3:
+            what += f" and {len(leaks) - 3} more pairs"
+        hint = "Results on them would be too good: take them out of a split, or leave the domain out"
+        _refuse_or_warn(leakage, Path(tested[0]["image"]).parent, what, hint)
+    if unread:
+        first, reason = next(iter(unread.items()))
+        others = "".join(f", {path}" for path in list(unread)[1:3]) + (" and others" if len(unread) > 3 else "")
+        what = f"{len(unread)} images cannot be compared with the test images ({first}: {reason}{others})"
+        _refuse_or_warn(leakage, Path(first).parent, what, "Mend the files, or take them out of the split")
     return leaks
 
 
-def find_leaks(tested: Sequence[dict], trained: Sequence[dict], cache: str | os.PathLike | None = None) -> list[dict]:
+def _refuse_or_warn(leakage: str, path: str | os.PathLike, what: str, hint: str) -> None:
+    if leakage == "refuse":
+        raise DataError(path, what, f"{hint.rstrip('.')}, or set leakage to 'allow'.")
+    logger.warning("%s: %s. %s", path, what, hint)
+
+
+def find_leaks(tested: Sequence[dict], trained: Sequence[dict], hashes: Mapping[str, np.ndarray | None]) -> list[dict]:
     """
     Pairs of a test and a training item that are near-duplicates or of the same patient.
 
@@ -70,7 +80,7 @@ def find_leaks(tested: Sequence[dict], trained: Sequence[dict], cache: str | os.
 
     Args:
         tested, trained: items of :func:`load_items`.
-        cache: see :func:`check_leakage`.
+        hashes: of their images, see :func:`hash_images`; one that has none is like no other.
 
     Returns:
         ``[{"test", "training", "why"}, ...]``, at most one for each pair.
@@ -84,33 +94,47 @@ def find_leaks(tested: Sequence[dict], trained: Sequence[dict], cache: str | os.
         for patient in sorted(_patients(item)):
             for other in by_patient.get(patient, ()):
                 leaks[item["image"], other["image"]] = f"same patient or group, {patient}"
-    hashes = hash_images([item["image"] for item in (*tested, *trained)], cache)
-    first, second = ([hashes[item["image"]] for item in items] for items in (tested, trained))
+    first, second = ([hashes.get(item["image"]) for item in items] for items in (tested, trained))
     for i, j, bits in near_duplicates(first, second):
         pair = tested[i]["image"], trained[j]["image"]
         leaks.setdefault(pair, f"near-duplicates, {bits} of {HASH_BITS} bits differ")
     return [{"test": test, "training": training, "why": why} for (test, training), why in leaks.items()]
 
 
-def hash_images(paths: Sequence[str], cache: str | os.PathLike | None = None) -> dict[str, np.ndarray | None]:
+def hash_images(
+    paths: Sequence[str], cache: str | os.PathLike | None = None
+) -> tuple[dict[str, np.ndarray | None], dict[str, str]]:
     """
-    Perceptual hashes of image files, by path; None for one that cannot be read or compared.
+    Perceptual hashes of image files.
 
     Args:
         paths: image files.
-        cache: see :func:`check_leakage`; entries of files that changed are made anew.
+        cache: a JSON file in which hashes are kept, so that the next run is quick; None keeps nothing. What cannot be
+            read is never kept, and files that changed are read anew.
+
+    Returns:
+        hashes by path, None for a picture of one colour, which is like nothing; and what is wrong with each file
+        that cannot be read.
     """
     paths = list(dict.fromkeys(map(str, paths)))
     stored = _read_cache(cache)
+    if stored is None:
+        logger.warning("%s: it holds no hashes of images, and none are kept; remove it", cache)
+        stored, cache = {}, None
     keys = {path: _key(path) for path in paths}
-    missing = [path for path in paths if keys[path] is None or keys[path] not in stored]
+    hashes = {path: stored[key] for path, key in keys.items() if key in stored}
+    missing, unread = [path for path in paths if path not in hashes], {}
     # decoding lets other threads run
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for path, value in zip(missing, pool.map(_hash_file, missing)):
-            stored[keys[path] or path] = value
-    if cache is not None and missing:
-        _write_cache(Path(cache), {keys[path]: stored[keys[path]] for path in paths if keys[path]})
-    return {path: stored[keys[path] or path] for path in paths}
+        for path, found in zip(missing, pool.map(_hash_file, missing)):
+            if isinstance(found, DataError):
+                unread[path] = found.problem
+            else:
+                hashes[path] = found
+    kept = {keys[path]: value for path, value in hashes.items() if value is not None and keys[path]}
+    if cache is not None and kept.keys() - stored.keys():
+        _write_cache(Path(cache), kept)
+    return hashes, unread
 
 
 def _patients(item: dict) -> set[str]:
@@ -119,12 +143,11 @@ def _patients(item: dict) -> set[str]:
     return barcodes | {item["group"]}
 
 
-def _hash_file(path: str) -> np.ndarray | None:
+def _hash_file(path: str) -> np.ndarray | None | DataError:
     try:
         return perceptual_hash(read_image(path))
     except DataError as error:
-        logger.warning("not compared with other images: %s", error)
-        return None
+        return error
 
 
 def _key(path: str) -> str | None:
@@ -135,12 +158,15 @@ def _key(path: str) -> str | None:
     return f"{path} {about.st_size} {about.st_mtime_ns}"
 
 
-def _read_cache(cache: str | os.PathLike | None) -> dict[str, np.ndarray | None]:
+def _read_cache(cache: str | os.PathLike | None) -> dict[str, np.ndarray] | None:
+    """None when the file is something else."""
+    if cache is None or not os.path.lexists(cache):
+        return {}
     try:
-        content = read_json(cache) if cache is not None else {}
-        return {key: from_text(text) for key, text in content.items()}
-    except (ValueError, AttributeError):
-        return {}  # a cache that cannot be used is made anew
+        # versions before 0.4.1 kept null for what they could not read
+        return {key: from_text(text) for key, text in read_json(cache).items() if text is not None}
+    except (ValueError, AttributeError, TypeError):
+        return None
 
 
 def _write_cache(cache: Path, hashes: dict[str, np.ndarray | None]) -> None:

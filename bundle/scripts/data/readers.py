@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image, ImageOps
 from scipy import ndimage
+from scripts.data.itk_files import read_itk
 from scripts.data.pixel_size import same_mpp, stated_mpp
 from scripts.errors import DataError
 from skimage.segmentation import relabel_sequential
@@ -208,13 +209,13 @@ def _read_pixels(path: Path, indexed: bool) -> np.ndarray:
         raise DataError(path, "the file is empty", "Copy it again from its source.")
     try:
         if suffix in PIL_SUFFIXES:
-            pixels = _read_itk(path) if _is_deep_colour_png(path) else _read_pil(path, indexed)
+            pixels = read_itk(path) if _is_deep_colour_png(path) else _read_pil(path, indexed)
         elif suffix in TIFF_SUFFIXES:
             pixels = _read_tiff(path, indexed)
         elif suffix in NIFTI_SUFFIXES:
             pixels = _read_nifti(path)
         else:
-            pixels = _read_itk(path)
+            pixels = read_itk(path)
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -284,23 +285,6 @@ def _read_nifti(path: Path) -> np.ndarray:
         pixels = np.stack([pixels[name] for name in pixels.dtype.names], axis=-1)
     pixels = pixels.squeeze(axis=tuple(i for i in range(2, pixels.ndim) if pixels.shape[i] == 1))
     return pixels.swapaxes(0, 1)
-
-
-def _read_itk(path: Path) -> np.ndarray:
-    import itk  # takes seconds to import and few need it
-
-    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-    if header is None:
-        raise ValueError("it is not of the format its name says")
-    header.SetFileName(str(path))
-    header.ReadImageInformation()
-    channels = header.GetNumberOfComponents()
-    if channels == 1:
-        return np.asarray(itk.array_from_image(itk.imread(str(path)))).squeeze()
-    # itk's Python wheels have no 8-bit or 16-bit vectors; float32 holds their values exactly
-    pixels = itk.array_from_image(itk.imread(str(path), pixel_type=itk.Vector[itk.F, channels])).squeeze()
-    stored = header.GetComponentTypeAsString(header.GetComponentType())
-    return pixels.astype({"unsigned_char": np.uint8, "unsigned_short": np.uint16}.get(stored, np.float32))
 
 
 def _to_uint8(pixels: np.ndarray, path: Path) -> np.ndarray:

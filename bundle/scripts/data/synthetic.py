@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,8 +79,8 @@ def make_synthetic(root: str | os.PathLike, counts: Mapping[str, int] = COUNTS, 
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(root, "it exists but holds no synthetic data", "Move it away or choose another folder.")
     logger.info("Making synthetic images (drawings, not tissue) in %s", root)
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = root.with_name(f".{root.name}.{secrets.token_hex(6)}.partial")
+    partial.mkdir(parents=True)  # new: what is removed below is ours
     try:
         for number, name in enumerate(DOMAINS):
             _make_domain(partial / name, name, counts, (seed, number))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from scripts.files import atomic_path, write_json, write_table
 from scripts.nuclei.measures import nucleus_means
 from scripts.nuclei.metrics import best_iou
+from scripts.owned import OwnFiles
 from scripts.processes import gather
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
@@ -91,7 +91,7 @@ class CalibrationReport:
     """
 
     def __init__(self, output_dir: str | os.PathLike) -> None:
-        self.output_dir = Path(output_dir)
+        self.files = OwnFiles(output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI evaluator."""
@@ -100,6 +100,7 @@ class CalibrationReport:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
+        self.files.check([*(f"calibration.{end}" for end in ("csv", "json", "png")), "nuclei.csv"])
         self._pixels: dict[str, PixelBins] = {}
         self._nuclei: list[dict[str, Any]] = []
         self._images: list[dict[str, Any]] = []
@@ -146,10 +147,10 @@ class CalibrationReport:
             engine.state.metrics.update({f"{domain}_ece": bins.ece, f"{domain}_brier": bins.brier})
         if idist.get_rank() > 0:
             return
-        write_table(self.output_dir / "calibration.csv", rows, ("domain", "of"))
-        write_table(self.output_dir / "nuclei.csv", self._nuclei, ("file", "domain", "id"))
-        write_json(self.output_dir / "calibration.json", summary)
-        with atomic_path(self.output_dir / "calibration.png") as path:
+        write_table(self.files.path("calibration.csv"), rows, ("domain", "of"))
+        write_table(self.files.path("nuclei.csv"), self._nuclei, ("file", "domain", "id"))
+        write_json(self.files.path("calibration.json"), summary)
+        with atomic_path(self.files.path("calibration.png")) as path:
             _draw(rows, self._images, list(self._pixels)).savefig(path, dpi=110)
 
 

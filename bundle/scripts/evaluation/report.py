@@ -13,6 +13,7 @@ from PIL import Image
 from scripts.files import atomic_path, write_json, write_table
 from scripts.nuclei.metrics import image_metrics, known_mpp
 from scripts.nuclei.overlays import overlay
+from scripts.owned import OwnFiles
 from scripts.processes import gather
 
 __all__ = ["EvaluationReport", "summarise"]
@@ -58,7 +59,7 @@ class EvaluationReport:
     def __init__(
         self, output_dir: str | os.PathLike, provenance: dict[str, Any] | None = None, tolerance_px: float = 2.0
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.files = OwnFiles(output_dir)
         self.provenance = provenance or {}
         self.tolerance_px = tolerance_px
         self.rows: list[dict[str, Any]] = []
@@ -72,6 +73,7 @@ class EvaluationReport:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
+        self.files.check(["metrics.csv", "metrics.json"])
         self.rows = []
         self._kept = tempfile.TemporaryDirectory(prefix="overlays_")
 
@@ -109,16 +111,15 @@ class EvaluationReport:
 
     def _write_tables(self, summaries: dict[str, Any], overall: dict[str, Any]) -> None:
         # images of unknown mpp have no micrometres: the columns are those that any image has
-        write_table(self.output_dir / "metrics.csv", self.rows, ("file", "domain", "mpp"))
+        write_table(self.files.path("metrics.csv"), self.rows, ("file", "domain", "mpp"))
         units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
         content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
-        write_json(self.output_dir / "metrics.json", content)
+        write_json(self.files.path("metrics.json"), content)
 
     def _write_overlays(self, domains: list[str], own: list[str]) -> None:
-        folder = self.output_dir / "overlays"
         if idist.get_rank() == 0:
-            for stale in chain.from_iterable(folder.glob(f"*_{rank}_*.png") for rank in ("worst", "median", "best")):
-                stale.unlink()
+            for stale in [name for name in self.files if name.startswith("overlays/")]:
+                self.files.remove(stale)
         idist.barrier()
         for domain in domains:
             indices = [index for index, row in enumerate(self.rows) if row["domain"] == domain]
@@ -132,7 +133,7 @@ class EvaluationReport:
                 title = f"{file.name}   Dice {row['dice']:.3f}   AJI {row['aji']:.3f}   prediction yellow, truth cyan"
                 with np.load(self._kept_file(own.index(row["file"]))) as kept:
                     drawn = overlay(kept["image"], kept["pred"], kept["true"], title)
-                with atomic_path(folder / f"{domain}_{rank}_{file.stem}.png") as path:
+                with atomic_path(self.files.path(f"overlays/{domain}_{rank}_{file.stem}.png")) as path:
                     Image.fromarray(drawn).save(path)
         self._kept.cleanup()
 

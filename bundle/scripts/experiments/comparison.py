@@ -10,7 +10,8 @@ from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.plots import plot_differences, plot_low_data, plot_scores
 from scripts.experiments.results import Results, read_results
 from scripts.experiments.tables import comparison_markdown
-from scripts.files import atomic_path, write_table
+from scripts.files import atomic_path, has_columns, write_table
+from scripts.owned import OwnFiles
 from scripts.tracking.experiments import ExperimentStore
 
 __all__ = ["Comparison", "compare_pairs", "summarise_variants"]
@@ -18,6 +19,7 @@ __all__ = ["Comparison", "compare_pairs", "summarise_variants"]
 # named here, because a table has its columns also where no row has a value
 SCORE_COLUMNS = ("domain", "limit_groups", "variant", "metric", "mean", "low", "high", "std_seeds", "seeds", "images")
 DIFFERENCE_COLUMNS = ("domain", "limit_groups", "variant", "reference", "metric", "difference", "low", "high", "images")
+FILES = ("comparison.md", "scores.csv", "differences.csv", "scores.png", "differences.png", "low_data.png")
 
 
 class Comparison:
@@ -56,9 +58,12 @@ class Comparison:
         self.bootstrap, self.reference = bootstrap, reference
 
     def run(self) -> None:
-        """Read, compare, write; DataError as :class:`ExperimentStore` and :func:`read_results` tell."""
+        """Read, compare, write; DataError as :class:`ExperimentStore`, :func:`read_results` and ``OwnFiles`` tell."""
         parent = self.store.find_parent()
         name = parent.info.run_name
+        folder = self.output_dir / name / f"comparison_{self.split}"
+        own = OwnFiles(folder, FILES if has_columns(folder / FILES[2], DIFFERENCE_COLUMNS) else ())
+        own.check(FILES)
         results, left_out = read_results(self.store, parent, self.split)
         domain = self.domain or parent.data.tags["primary"]
         if domain not in results.images:
@@ -68,9 +73,8 @@ class Comparison:
         scores = summarise_variants(results, self.metrics, self.bootstrap)
         differences = compare_pairs(results, self.metrics, self.bootstrap, self.reference)
 
-        folder = self.output_dir / name / f"comparison_{self.split}"
-        write_table(folder / "scores.csv", scores, SCORE_COLUMNS)
-        write_table(folder / "differences.csv", differences, DIFFERENCE_COLUMNS)
+        write_table(own.path("scores.csv"), scores, SCORE_COLUMNS)
+        write_table(own.path("differences.csv"), differences, DIFFERENCE_COLUMNS)
         figures = {
             "scores.png": plot_scores(results, domain, self.metrics),
             "differences.png": plot_differences(differences, domain, self.metrics, self.bootstrap.confidence),
@@ -79,10 +83,10 @@ class Comparison:
         figures = {file: figure for file, figure in figures.items() if figure is not None}
         for file, figure in figures.items():
             figure.suptitle(f"{name}: {domain}, {self.split}")
-            with atomic_path(folder / file) as partial:
+            with atomic_path(own.path(file)) as partial:
                 figure.savefig(partial, dpi=120)
         text = comparison_markdown(name, self.split, domain, results, scores, differences, left_out, self.bootstrap)
-        with atomic_path(folder / "comparison.md") as partial:
+        with atomic_path(own.path("comparison.md")) as partial:
             pictures = "".join(f"\n![{Path(file).stem}]({file})\n" for file in figures)
             partial.write_text(text + pictures, encoding="utf-8")
         files = ["comparison.md", "scores.csv", "differences.csv", *figures]

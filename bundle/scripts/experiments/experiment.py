@@ -157,7 +157,7 @@ class Experiment:
             self._train(child, folder, run.info.run_id, settings["training"])
             self._evaluate(child, folder, run.info.run_id)
             status = "FINISHED"
-        except (VerbFailed, OSError) as error:
+        except (VerbFailed, DataError, OSError) as error:
             status, failure = "FAILED", str(error)
             logs = [folder / f"{verb.verb}.log" for verb in (self.training, self.evaluating)]
             self.store.log_files(run, logs)
@@ -173,6 +173,11 @@ class Experiment:
         """Train, go on training, or do nothing where this child's folder holds the trained model already."""
         state_file, checkpoint = folder / "state.json", folder / "checkpoint.pt"
         state = read_json(state_file) if state_file.is_file() else {}
+        if "settings" not in state and (
+            foreign := [file for file in (checkpoint, folder / "model.pt") if file.exists()]
+        ):
+            hint = "Give the experiment another name or output_dir, or move it away"
+            raise DataError(foreign[0], "it was not written by an experiment and would be replaced", hint)
         if state.get("settings") != identity:
             checkpoint.unlink(missing_ok=True)  # of other settings, and never finished
             state = {"settings": identity, "trained": False}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
 from PIL import Image
-from scripts.data.readers import file_suffix
 from scripts.errors import DataError, root_cause
-from scripts.files import atomic_path, write_json, write_table
+from scripts.files import atomic_path, read_json, write_json, write_table
+from scripts.inference.output_names import output_names
 from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat, write_nuclei
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
@@ -24,15 +24,17 @@ from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.overlays import overlay
+from scripts.owned import OwnFiles
 from torch.utils.data import get_worker_info
 
-__all__ = ["PredictionWriter", "TolerantDataset", "output_names"]
+__all__ = ["PredictionWriter", "TolerantDataset"]
 
 logger = logging.getLogger(__name__)
 
 IMAGES_IN_FLIGHT = 2  # written while the network goes on: memory holds no more than these
 MESSAGE_BYTES = 1000  # room for one file's problem, as UTF-8
 OUTPUTS = ("mask", "instances", "overlay", "geojson", "csv")
+SUMMARIES = ("summary.csv", "summary.json")
 
 
 class TolerantDataset(IterableDataset):
@@ -84,11 +86,12 @@ class TolerantDataset(IterableDataset):
 
     def write_errors(self, output_dir: str | os.PathLike) -> None:
         """Write ``errors.csv`` (file, problem) if any file failed; remove one of an earlier run if none did."""
-        path, errors = Path(output_dir) / "errors.csv", self.errors
+        files, errors = OwnFiles(output_dir), self.errors
         if errors:
-            write_table(path, [{"file": file, "problem": problem} for file, problem in errors])
+            rows = [{"file": file, "problem": problem} for file, problem in errors]
+            write_table(files.path("errors.csv"), rows)
         else:
-            path.unlink(missing_ok=True)
+            files.remove("errors.csv")
 
     def finish(self, output_dir: str | os.PathLike) -> None:
         """
@@ -128,7 +131,7 @@ class PredictionWriter:
         model: tells the pixel size and the size of nuclei that the network knows.
 
     Raises:
-        DataError: when a prediction would be written over one of the input files.
+        DataError: when a prediction would be written over an input file, or over any file that we did not write.
         ValueError: when an output or format is not known.
     """
 
@@ -148,13 +151,16 @@ class PredictionWriter:
         self.output_dir, self.model = Path(output_dir), model or ModelInfo()
         self.outputs = set(outputs)
         self.label_format = label_format
-        files = [item["image"] for item in data]
-        self.names = output_names(files, root)
-        inputs = {Path(file).resolve() for file in files}
-        for name in self.names.values():
-            for kind in ("mask.png", "overlay.jpg", *(f"instances.{suffix}" for suffix in LABEL_FORMATS)):
-                if (target := self._target(name, kind)).resolve() in inputs:
-                    raise DataError(target, "is an input file and would be written over", "Choose another output_dir.")
+        paths = [item["image"] for item in data]
+        self.names = output_names(paths, root)
+        inputs = {Path(path).resolve() for path in paths}
+        targets = [file for name in self.names.values() for file in self._files_of(name, self.outputs, [label_format])]
+        for file in targets:
+            if (self.output_dir / file).resolve() in inputs:
+                hint = "Choose another output_dir."
+                raise DataError(self.output_dir / file, "is an input file and would be written over", hint)
+        self.files = OwnFiles(self.output_dir, self._earlier())
+        self.files.check([*targets, *SUMMARIES])
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
         self._writing: deque[Future] = deque()
@@ -195,15 +201,15 @@ class PredictionWriter:
         file, mpp = str(meta["filename_or_obj"]), known_mpp(meta.get("mpp"))
         name = self.names[os.path.abspath(file)]
         if "mask" in self.outputs:
-            self._save_picture(name, "mask.png", mask.astype(np.uint8) * 255)
+            self._save_picture(name, "_mask.png", mask.astype(np.uint8) * 255)
         if "instances" in self.outputs:
             self._save_instances(name, instances, mpp)
         if "overlay" in self.outputs:
-            self._save_picture(name, "overlay.jpg", overlay(image, instances))
+            self._save_picture(name, "_overlay.jpg", overlay(image, instances))
         if {"geojson", "csv"} & self.outputs:
             probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
-            geojson = self.output_dir / f"{name}.geojson" if "geojson" in self.outputs else None
-            table = self._target(name, "nuclei.csv") if "csv" in self.outputs else None
+            geojson = self._target(name, ".geojson") if "geojson" in self.outputs else None
+            table = self._target(name, "_nuclei.csv") if "csv" in self.outputs else None
             spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
             nuclei = describe_nuclei(instances, probability, image, spread)
             write_nuclei(nuclei, NucleusFormat(name, mpp, flips=spread is not None), geojson, table)
@@ -229,9 +235,9 @@ class PredictionWriter:
         if suffix == "png" and nuclei > np.iinfo(np.uint16).max:
             logger.warning("%s: %d nuclei do not fit a 16-bit PNG, written as 32-bit TIFF", name, nuclei)
             suffix = "tif"
-        save_label_map(self._target(name, f"instances.{suffix}"), instances, mpp)
+        save_label_map(self._target(name, f"_instances.{suffix}"), instances, mpp)
         for other in set(LABEL_FORMATS) - {suffix}:
-            self._target(name, f"instances.{other}").unlink(missing_ok=True)
+            self.files.remove(f"{name}_instances.{other}")
 
     def _save_picture(self, name: str, kind: str, pixels: np.ndarray) -> None:
         with atomic_path(self._target(name, kind)) as path:
@@ -239,15 +245,32 @@ class PredictionWriter:
             Image.fromarray(pixels).save(path, compress_level=PNG_LEVEL, quality=90, subsampling=0)
 
     def _target(self, name: str, kind: str) -> Path:
-        return self.output_dir / f"{name}_{kind}"
+        return self.files.path(f"{name}{kind}")
+
+    def _files_of(self, name: str, outputs: Collection[str], label_formats: Sequence[str]) -> list[str]:
+        """What may be written of an image."""
+        ends = {"mask": "_mask.png", "overlay": "_overlay.jpg", "geojson": ".geojson", "csv": "_nuclei.csv"}
+        files = [name + end for output, end in ends.items() if output in outputs]
+        return files + [f"{name}_instances.{end}" for end in label_formats if "instances" in outputs]
+
+    def _earlier(self) -> list[str]:
+        """What a version before 0.4.1, which kept no list, wrote of these images, by its summary and its config."""
+        try:
+            rows = read_json(self.output_dir / "summary.json")["files"]
+            outputs = read_json(self.output_dir / "inference.json")["outputs"]
+            names = [self.names[path] for row in rows if (path := os.path.abspath(row["file"])) in self.names]
+        except (DataError, KeyError, TypeError):
+            return []
+        files = [*SUMMARIES, *(file for name in names for file in self._files_of(name, outputs, LABEL_FORMATS))]
+        return [file for file in files if (self.output_dir / file).exists()]
 
     def _write_summary(self, engine: Engine) -> None:
         self._wait(0)
         self._thread.shutdown()
         columns = ("file", "nuclei", "area_fraction", "seconds", "mpp", "mpp_from", "scale_to_try")
-        write_table(self.output_dir / "summary.csv", self.rows, columns)
+        write_table(self.files.path("summary.csv"), self.rows, columns)
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
-        write_json(self.output_dir / "summary.json", {**totals, "files": self.rows})
+        write_json(self.files.path("summary.json"), {**totals, "files": self.rows})
         self._tell_pixel_sizes()
 
     def _tell_pixel_sizes(self) -> None:
@@ -266,47 +289,6 @@ class PredictionWriter:
             if self.model.mpp and unknown:
                 advice += f"; is it another magnification? --mpp {self.model.mpp * factor:.2g} would fit them"
             logger.warning("%s: %s (%s)", summary, what, advice)
-
-
-def output_names(files: Sequence[str | os.PathLike], root: str | os.PathLike | None = None) -> dict[str, str]:
-    """
-    A name for the outputs of each file, different for all: its path below ``root`` without the suffix.
-
-    Files that differ only in suffix get it appended (``a.png``, ``a.tif`` become ``a_png``, ``a_tif``), and a number
-    where that is not enough. Upper and lower case count as equal, as some file systems have it.
-
-    Args:
-        files: paths.
-        root: by default the deepest folder that holds all of them.
-
-    Returns:
-        {absolute path: name}.
-
-    Raises:
-        DataError: when a file is not below ``root``.
-    """
-    paths = [Path(os.path.abspath(file)) for file in files]
-    if not paths:
-        return {}
-    root = Path(os.path.abspath(root) if root is not None else os.path.commonpath([path.parent for path in paths]))
-    outside = [path for path in paths if not path.is_relative_to(root)]
-    if outside:
-        raise DataError(outside[0], f"is not below the root folder {root}", "Give a root that holds all files.")
-    suffixes = {path: path.name[len(path.name) - len(file_suffix(path)) :] for path in paths}
-    stems = {path: path.relative_to(root).as_posix()[: -len(end) or None] for path, end in suffixes.items()}
-    clashes = Counter(stem.casefold() for stem in stems.values())
-    taken = {stem for stem, count in clashes.items() if count == 1}
-    names = {}
-    for path, stem in stems.items():
-        name = stem
-        if clashes[stem.casefold()] > 1:
-            with_suffix = name = f"{stem}_{suffixes[path].lstrip('.')}"
-            number = 2
-            while name.casefold() in taken:
-                name, number = f"{with_suffix}_{number}", number + 1
-            taken.add(name.casefold())
-        names[str(path)] = name
-    return names
 
 
 def _root_problem(error: BaseException) -> bytes:

@@ -12,14 +12,16 @@ from scripts.data.leakage import to_text
 from scripts.data.similarity import perceptual_hash
 from scripts.errors import DataError
 from scripts.files import atomic_path, read_json, write_json
+from scripts.owned import OwnFiles
 from scripts.preparing.formats.reading import FORMATS, read_sample
 from scripts.preparing.label_shift import label_shift
 from scripts.preparing.layouts import Sample, patient_of
 from scripts.preparing.polygons import Finding
 from scripts.preparing.stains import stain_of
 
-__all__ = ["Task", "convert", "file_names"]
+__all__ = ["DOMAIN_FILES", "Task", "convert", "file_names"]
 
+DOMAIN_FILES = ("split.json", "dataset.json", "contact_sheet.png")
 TINY = 10  # pixels; smaller nuclei are told
 
 
@@ -98,6 +100,7 @@ def convert(task: Task) -> dict:
         "findings": [asdict(finding) for finding in findings],
     }
     folder = task.output_dir / record["domain"]
+    OwnFiles(folder).add(DOMAIN_FILES)  # with them the folder is ours
     for part, pixels in (("images", image), ("labels", label)):
         with atomic_path(folder / part / f"{task.file}.png") as partial:
             Image.fromarray(pixels).save(partial)

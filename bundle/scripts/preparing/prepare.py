@@ -14,12 +14,14 @@ import numpy as np
 from scripts.data.domains import SPLITS
 from scripts.data.readers import read_image
 from scripts.errors import DataError
-from scripts.files import read_json, write_json, write_table
+from scripts.files import has_columns, read_json, write_json, write_table
+from scripts.owned import OwnFiles
 from scripts.preparing.contact_sheet import write_contact_sheet
 from scripts.preparing.converting import Task, convert, file_names
 from scripts.preparing.download import download_dataset
 from scripts.preparing.formats.reading import find_samples
 from scripts.preparing.layouts import Sample, Skipped
+from scripts.preparing.places import WORK, check_domain_folders, check_places
 from scripts.preparing.registry import choose_dataset
 from scripts.preparing.source import Source, fingerprint, open_source, sha256_of
 from scripts.preparing.splitting import assign_splits, published_splits
@@ -32,7 +34,6 @@ __all__ = ["prepare"]
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise when the same source would give other files
-WORK = ".preparing"  # in the folder of domains: what was done so far, hidden from the domain list
 
 
 def prepare(
@@ -82,12 +83,17 @@ def prepare(
         how = entry.get("get") or "Download it."
         raise DataError("source", f"what you downloaded of '{dataset}' is not given", f"{how} Set source to it.")
     name, output_dir = name or dataset, Path(output_dir)
+    check_places(name, Path(source), output_dir)
     work = output_dir / WORK / name
     about = {"entry": entry, "name": name, "shares": [validation_share, testing_share], "version": VERSION}
     key = hashlib.sha256(f"{fingerprint(source)}{json.dumps(about, sort_keys=True)}".encode()).hexdigest()
     if (done := _finished(work, key, output_dir)) is not None:
         logger.info("%s is already prepared in %s", name, output_dir)
         return _finish(done, output_dir, name)
+    table = f"{name}_problems.csv"
+    own = OwnFiles(output_dir, [table] if has_columns(output_dir / table, COLUMNS) else ())
+    own.check([table])
+    check_domain_folders(name, entry, output_dir, work)
     opened, samples, skipped = _find(source, entry, work / "sources")
     records = _convert(samples, name, entry, output_dir, work, key, workers)
     rows = [problem("error", s.finding.problem, image=s.file, detail=s.finding.detail) for s in skipped]
@@ -98,12 +104,12 @@ def prepare(
         ]
     good = [record for record in records if "nuclei" in record]
     if not good:
-        write_table(output_dir / f"{name}_problems.csv", rows, COLUMNS)
+        write_table(own.path(table), rows, COLUMNS)
         raise DataError(source, f"none of {len(samples)} images can be converted", f"The first: {rows[0]['detail']}")
     _divide(good, entry, opened, output_dir, validation_share, testing_share)
     rows += verify(good, entry, output_dir, output_dir / WORK / "hashes.json")
     rows += _check_archives(opened, entry)
-    write_table(output_dir / f"{name}_problems.csv", rows, COLUMNS)
+    write_table(own.path(table), rows, COLUMNS)
     written = _write_domains(good, rows, entry, dataset, opened, output_dir)
     write_json(work / "done.json", {"key": key, "domains": written, "failed": sum(_failed(row) for row in rows)})
     shutil.rmtree(work / "sources", ignore_errors=True)
@@ -135,8 +141,6 @@ def _convert(
         Task(sample, output_dir, _domain(sample, name), file, work / "records" / f"{file}.json", key, by_stain)
         for sample, file in zip(samples, file_names(list(samples)))
     ]
-    for domain in {task.domain for task in tasks}:
-        _check_ours(output_dir / domain, work)
     workers = min(workers or os.cpu_count() or 1, len(tasks))
     progress = {"total": len(tasks), "desc": f"preparing {name}", "unit": "image"}
     if workers == 1:
@@ -147,12 +151,6 @@ def _convert(
 
 def _domain(sample: Sample, name: str) -> str:
     return name + (sample.domain or "")
-
-
-def _check_ours(folder: Path, work: Path) -> None:
-    """Files of somebody else are never mixed with prepared ones."""
-    if not work.is_dir() and folder.is_dir() and any(folder.iterdir()):
-        raise DataError(folder, "it exists, and was not prepared by this verb", "Move it away, or set name.")
 
 
 def _divide(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import zipfile
@@ -140,7 +141,8 @@ def _unpack(archive: Path, members: Iterable[zipfile.ZipInfo], work_dir: Path) -
     if needed > free:
         hint = f"Make room in {work_dir}, or unpack it elsewhere and give the folder as source."
         raise DataError(archive, f"it unpacks to {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB", hint)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.partial")
+    partial.mkdir()  # new: what is removed below is ours
     try:
         extractall(archive, partial, file_type="zip", has_base=False)
         partial.rename(folder)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["group_by_borders", "stain_of"]
+__all__ = ["STAINS", "group_by_borders", "stain_of"]
 
+STAINS = ("fluo", "grey", "white", "purple")  # what stain_of tells
 MAX_SATURATION = 5.0  # grey levels between the channels of a picture without colour
 BRIGHT = 172  # darkest channel of the brighter part of a slide's empty background
 MATCH = 1.8  # border difference over that of neighbouring lines; measured: at most 1.3 in one field, 2.7 in two

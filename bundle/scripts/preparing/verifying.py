@@ -112,9 +112,12 @@ def _elsewhere(records: Sequence[dict], output_dir: Path, cache: Path) -> list[d
             others.update({str(path.parent / image): f"{path.parent.name}/{Path(image).stem}" for image in entries})
     if not others:
         return []
-    hashes = hash_images(list(others), cache)
-    names, values = list(others.values()), [hashes[path] for path in others]
-    rows = []
+    hashes, unread = hash_images(list(others), cache)
+    names, values = list(others.values()), [hashes.get(path) for path in others]
+    rows = [
+        problem("warning", "not compared", others[path].partition("/")[0], Path(path).stem, detail=reason)
+        for path, reason in unread.items()
+    ]
     for i, j, bits in near_duplicates([from_text(record["hash"]) for record in records], values):
         detail = f"looks like {names[j]}, {bits} of {HASH_BITS} bits differ; do not train on one and test on the other"
         rows.append(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from scripts.errors import DataError
 from scripts.files import atomic_path, read_json
+from scripts.owned import OwnFiles
 
 __all__ = ["bundle_files", "pack"]
 
@@ -29,12 +30,12 @@ def pack(bundle_root: str | os.PathLike, output_dir: str | os.PathLike, name: st
         the zip, ``<name>_v<version>.zip``.
 
     Raises:
-        DataError: when a part is missing or a file is larger than the zoo takes.
+        DataError: when a part is missing, a file is larger than the zoo takes, or the zip is there and not ours.
     """
     root = Path(bundle_root)
     files = bundle_files(root)
     version = read_json(root / "configs" / "metadata.json")["version"]
-    target = Path(output_dir) / f"{name}_v{version}.zip"
+    target = OwnFiles(output_dir).path(f"{name}_v{version}.zip")
     with (
         atomic_path(target) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["Journal"]
+__all__ = ["JOURNAL", "Journal"]
 
 logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.jsonl"
 
 
 class Journal:
@@ -20,7 +22,7 @@ class Journal:
     cuts it off and goes on. Where settings differ from those the journal was begun with, it is begun anew.
 
     Args:
-        folder: of the files, made if missing; ``journal.jsonl`` is its own.
+        folder: of the files, made if missing; ``JOURNAL`` is its own.
         heads: {file name: text it begins with}.
         settings: plain values on which the text depends.
     """
@@ -28,7 +30,7 @@ class Journal:
     def __init__(self, folder: str | os.PathLike, heads: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._path = self.folder / "journal.jsonl"
+        self._path = self.folder / JOURNAL
         self._settings = json.loads(json.dumps(dict(settings), default=str))
         self._sizes = {name: len(text.encode()) for name, text in heads.items()}
         length = self._check()

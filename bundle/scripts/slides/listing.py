@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.errors import DataError, root_cause
-from scripts.files import write_table
-from scripts.inference.outputs import output_names
+from scripts.files import has_columns, write_table
+from scripts.inference.output_names import output_names
+from scripts.owned import OwnFiles
+from scripts.slides.result_folder import check_folders
 
-__all__ = ["list_slides", "segment_slides"]
+__all__ = ["list_slides", "name_folders", "segment_slides"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,7 @@ SLIDE_SUFFIXES = (
     ".svs", ".tif", ".tiff", ".btf", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm",
 )  # fmt: skip
 LIST_SUFFIXES = (".txt", ".csv")
+ERROR_COLUMNS = ("slide", "problem")
 
 
 def list_slides(slide: str | os.PathLike) -> list[str]:
@@ -49,11 +52,30 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
     return [str(path) for path in paths]
 
 
+def name_folders(
+    slides: Sequence[str], output_dir: str | os.PathLike, root: str | os.PathLike | None = None
+) -> dict[str, Path]:
+    """
+    The folder of each slide's results, by the slide's path; nothing is made.
+
+    Args:
+        slides: paths of all slides, whatever the shard: their folders' names depend on all of them.
+        output_dir: folder of their folders.
+        root: folder whose sub-folders are kept below ``output_dir``, if slides lie in it.
+
+    Raises:
+        DataError: when one of them is not free for the slide's results, see ``check_folders``.
+    """
+    names = output_names(slides, root if root is not None and Path(root).is_dir() else None, folders=True)
+    folders = {slide: Path(output_dir) / names[os.path.abspath(slide)] for slide in slides}
+    check_folders(folders.items(), output_dir)
+    return folders
+
+
 def segment_slides(
-    slides: Sequence[str],
+    folders: Mapping[str, Path],
     segmenter: Callable[[str, Path], dict[str, Any]],
     output_dir: str | os.PathLike,
-    root: str | os.PathLike | None = None,
     shard: str | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -62,11 +84,9 @@ def segment_slides(
     Segment slides one after the other, each into a folder of its own name; one that cannot be used stops no other.
 
     Args:
-        slides: paths of all slides, whatever the shard: their folders' names depend on all of them.
+        folders: of all slides, whatever the shard, see :func:`name_folders`.
         segmenter: a ``SlideSegmenter``.
-        output_dir: folder of their folders. ``errors.csv`` lists slides that failed, ``errors_<i>_of_<n>.csv`` those
-            of a shard.
-        root: folder whose sub-folders are kept below ``output_dir``, if slides lie in it.
+        output_dir: where ``errors.csv`` lists slides that failed, ``errors_<i>_of_<n>.csv`` those of a shard.
         shard: ``i/n`` takes every n-th slide from the i-th on, i from 0 to n - 1, for n jobs that share the work.
         rank: of this process, 0 to ``world_size`` - 1, among those that share the shard.
         world_size: number of those processes.
@@ -76,15 +96,16 @@ def segment_slides(
         SystemExit: when at least one slide failed.
         OSError: at once, when the disk is full or gone: what is finished of the slide is kept for the next run.
     """
-    output_dir = Path(output_dir)
-    names = output_names(slides, root if root is not None and Path(root).is_dir() else None)
     index, count = _parse_shard(shard)
     index, count = index + count * rank, count * world_size
-    slides = slides[index::count]
+    slides = list(folders)[index::count]
+    report = "errors.csv" if count == 1 else f"errors_{index}_of_{count}.csv"
+    files = OwnFiles(output_dir, [report] if has_columns(Path(output_dir) / report, ERROR_COLUMNS) else ())
+    files.check([report])
     errors = []
     for number, slide in enumerate(slides, start=1):
         try:
-            summary = segmenter(slide, output_dir / names[os.path.abspath(slide)])
+            summary = segmenter(slide, folders[slide])
         except OSError:
             raise
         except Exception as error:  # whatever is wrong with one slide, the others go on
@@ -94,11 +115,11 @@ def segment_slides(
             logger.error("skipped %s", problem)
         else:
             logger.info("%d/%d %s: %d nuclei", number, len(slides), slide, summary["nuclei"])
-    report = output_dir / ("errors.csv" if count == 1 else f"errors_{index}_of_{count}.csv")
-    report.unlink(missing_ok=True)
+    files.remove(report)
     if errors:
-        write_table(report, errors)
-        raise SystemExit(f"{len(errors)} of {len(slides)} slides failed: {errors[0]['problem']}; see {report}")
+        path = files.path(report)
+        write_table(path, errors, ERROR_COLUMNS)
+        raise SystemExit(f"{len(errors)} of {len(slides)} slides failed: {errors[0]['problem']}; see {path}")
 
 
 def _parse_shard(shard: str | None) -> tuple[int, int]:

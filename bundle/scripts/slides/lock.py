@@ -26,7 +26,7 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
         folder: of the results; it need not exist.
 
     Raises:
-        DataError: when another process has it, naming that one.
+        DataError: when another process has it, naming that one; when the file beside the folder is not a lock of ours.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,13 @@ def only_writer(folder: str | os.PathLike) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {about['pid']} on {about['host']}"
-    except (OSError, ValueError, KeyError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return "another process"
+    if not text:  # not yet written
+        return "another process"
+    try:
+        about = json.loads(text)
+        return f"process {about['pid']} on {about['host']}"
+    except (ValueError, KeyError, TypeError):
+        raise DataError(path, "it was not written by this bundle and would be replaced", "Move it away") from None

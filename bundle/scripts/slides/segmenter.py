@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from scripts.data.pixel_size import same_mpp
 from scripts.errors import DataError
-from scripts.files import read_json, write_json, write_table
+from scripts.files import write_json, write_table
 from scripts.nuclei.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
 from scripts.nuclei.measures import Nucleus
 from scripts.slides.heat_map import write_overview
@@ -20,6 +18,7 @@ from scripts.slides.lock import only_writer
 from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import SlideWindow, TilePipeline
 from scripts.slides.reading import Slide, open_slide
+from scripts.slides.result_folder import ResultFolder, file_stamp
 from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
 from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region
 from tqdm import tqdm
@@ -34,8 +33,7 @@ class SlideSegmenter:
     Finds the nuclei of one slide tile by tile and files them.
 
     Only a few tiles are in memory at any time. Each finished tile is in a journal: a run that was killed goes on
-    where it stopped and gives the same files. They lie in ``.<folder>.unfinished`` until the slide is done, then the
-    folder gets its name, so that it is whole whenever it exists:
+    where it stopped and gives the same files. The folder gets its name when the slide is done, see ``ResultFolder``:
 
     - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
     - ``tiles.csv``: one row for each tile, see ``tile_table``;
@@ -97,20 +95,23 @@ class SlideSegmenter:
             the content of ``summary.json``.
 
         Raises:
-            DataError: when the slide cannot be used: not readable, mpp unknown, region outside; when
-                another process is at it.
+            DataError: when the slide cannot be used: not readable, mpp unknown, region outside; when the folder holds
+                anything else, see ``ResultFolder.check``; when another process is at it.
         """
         path, folder = Path(path), Path(folder)
+        results = ResultFolder(folder)
+        results.check(path)
         with only_writer(folder):
-            return self._segment_slide(path, folder)
+            results.check(path)  # what another process wrote in between may be of another slide
+            results.restore()
+            return self._segment_slide(path, results)
 
-    def _segment_slide(self, path: Path, folder: Path) -> dict[str, Any]:
+    def _segment_slide(self, path: Path, results: ResultFolder) -> dict[str, Any]:
         slide = open_slide(path)
         mpp = self._mpp(slide)
         region = parse_region(self.region, slide)
-        about = path.stat()
-        settings = {"file": [about.st_size, about.st_mtime_ns], "mpp": mpp, "region": list(region), **self.settings}
-        if self.resume and (done := _finished(folder, settings)) is not None:
+        settings = {"file": file_stamp(path), "mpp": mpp, "region": list(region), **self.settings}
+        if self.resume and (done := results.finished(settings)) is not None:
             logger.info("%s: an earlier run finished it", path)
             return done
 
@@ -122,9 +123,9 @@ class SlideSegmenter:
         if not tiles:
             logger.warning("%s: no tissue found, hence no nuclei; --tissue_threshold 0 looks at all of it", path)
 
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
         if not self.resume:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            results.discard()
+        unfinished = results.begin()
         form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, flips=self.flips)
         heads = {
             "nuclei.geojson": GEOJSON_START,
@@ -141,7 +142,7 @@ class SlideSegmenter:
         seconds = time.perf_counter() - start
         unread, domains = totals.pop("unread"), totals.pop("domains")
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
-            shutil.rmtree(unfinished)
+            results.discard()
             raise DataError(path, f"no tile of it can be read ({unread[0]['problem']})", "Copy it again")
         _warn(path, unread, totals["cut"], len(tiles))
         if unread:
@@ -163,7 +164,7 @@ class SlideSegmenter:
         }
         write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
         write_json(unfinished / "summary.json", summary, default=str)
-        _replace(unfinished, folder)
+        results.publish()
         return summary
 
     def _segment(
@@ -258,23 +259,3 @@ def _warn(path: Path, unread: list[dict], cut: int, tiles: int) -> None:
         logger.warning("%s: %d of %d tiles have areas that cannot be read, see unread.csv", path, len(unread), tiles)
     if cut:
         logger.warning("%s: %d nuclei reach the edge of their window; raise --margin_um", path, cut)
-
-
-def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished run with the same settings."""
-    try:
-        summary = read_json(folder / "summary.json")
-    except DataError:
-        return None
-    return summary if summary.get("settings") == json.loads(json.dumps(settings, default=str)) else None
-
-
-def _replace(unfinished: Path, folder: Path) -> None:
-    """Give a whole folder its name, in the place of an earlier result."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    unfinished.rename(folder)
-    (folder / "journal.jsonl").unlink()
-    shutil.rmtree(old, ignore_errors=True)

@@ -64,7 +64,7 @@ class PublishModel:
             logger.warning("not published, the served model validates better (%s): %s", told, self.model)
             return
         if self.path.is_file():
-            previous = self.path.parent / "previous" / f"model_{time.strftime('%Y%m%d_%H%M%S')}.pt"
+            previous = _unused(self.path.parent / "previous" / f"model_{time.strftime('%Y%m%d_%H%M%S')}.pt")
             with atomic_path(previous) as partial:
                 shutil.copyfile(self.path, partial)
         with atomic_path(self.path) as partial:
@@ -82,6 +82,14 @@ class PublishModel:
             return None
         self.evaluator.run()
         return float(self.evaluator.state.metrics[self.metric])
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one with a number: two trainings may publish within a second."""
+    number, unused = 2, path
+    while unused.exists():
+        number, unused = number + 1, path.with_stem(f"{path.stem}_{number}")
+    return unused
 
 
 def _text(score: float | None) -> str:

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from scripts.errors import DataError
+from scripts.files import finished_name
+
+__all__ = ["LIST", "OwnFiles", "remove_own_folder"]
+
+LIST = ".ama_sam_files"  # in a folder: the names of the files there that we wrote, one a line
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # nobody's, and always there
+
+
+class OwnFiles:
+    """
+    The files in a folder that this bundle wrote: nothing else there is ever replaced or removed.
+
+    They are listed in the folder itself, so that they are known again when it is moved. A file is listed before it is
+    written: what a kill leaves behind is ours.
+
+    Args:
+        folder: it need not exist.
+        earlier: names that a version before 0.4.1, which kept no list, is known to have written there; where there is
+            a list they do not count.
+    """
+
+    def __init__(self, folder: str | os.PathLike, earlier: Iterable[str] = ()) -> None:
+        self.folder = Path(folder)
+        self._listed = self._read()
+        self._earlier = frozenset() if (self.folder / LIST).exists() else frozenset(earlier)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether we wrote a file; ``name`` is its path within the folder, with ``/``."""
+        if name not in self._listed and name not in self._earlier:
+            self._listed |= self._read()  # another process may write there too
+        return name in self._listed or name in self._earlier
+
+    def __iter__(self) -> Iterator[str]:
+        self._listed |= self._read()
+        return iter(sorted(self._listed | self._earlier))
+
+    def check(self, names: Iterable[str]) -> None:
+        """
+        Before work starts: DataError if one of the files to be written is there and not ours, or the folder is none.
+        """
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise DataError(self.folder, "it is a file, and results need a folder", "Choose another output_dir.")
+        for name in names:
+            if os.path.lexists(self.folder / name) and name not in self:
+                hint = "Choose another output_dir, or move the file away."
+                raise DataError(self.folder / name, "it was not written by this bundle and would be replaced", hint)
+
+    def path(self, name: str) -> Path:
+        """Of a file to write: from now on it is ours. DataError as :meth:`check`."""
+        self.check([name])
+        self.add([name])
+        return self.folder / name
+
+    def add(self, names: Iterable[str]) -> None:
+        """List files; the folder is made if missing."""
+        new = [name for name in dict.fromkeys([*sorted(self._earlier), *names]) if name not in self._listed]
+        if new:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / LIST).open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                file.write("".join(f"{name}\n" for name in new))  # at once: other processes append as well
+            self._listed.update(new)
+            self._earlier = frozenset()
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is ours, and leave it if not."""
+        if name in self:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def others(self) -> list[Path]:
+        """What lies directly in the folder and is not ours, folders included."""
+        if self.folder.is_symlink():
+            return [self.folder]
+        try:
+            found = sorted(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            return [self.folder]
+        return [path for path in found if path.is_dir() or not self._harmless(path.name)]
+
+    def _harmless(self, name: str) -> bool:
+        whole = finished_name(name) or name  # a temporary file of one of ours
+        return name == LIST or name in LEFT_BY_SYSTEMS or whole in self
+
+    def _read(self) -> set[str]:
+        try:
+            text = (self.folder / LIST).read_text(encoding="utf-8", errors="surrogateescape")
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        return set(text.split("\n")[:-1])  # a line without its end was cut short by a kill
+
+
+def remove_own_folder(files: OwnFiles) -> None:
+    """
+    Remove a folder with all its files, if it is there and all of them are ours.
+
+    Raises:
+        DataError: naming what is not ours; nothing is removed then.
+    """
+    if others := files.others():
+        raise DataError(others[0], "it was not written by this bundle and would be removed", "Move it away.")
+    if not files.folder.exists():
+        return
+    files.add(files)  # so that it is known again when the removal is interrupted
+    for path in sorted(files.folder.iterdir(), key=lambda path: path.name == LIST):
+        path.unlink()
+    files.folder.rmdir()
