@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -15,8 +16,8 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Lambda
 from PIL import Image
 from scripts.errors import DataError
-from scripts.inference.output_names import output_names
 from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset
+from scripts.owned import LIST
 
 
 def load(item: dict) -> dict:
@@ -120,24 +121,6 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_error(tmp_path, monkeypatch,
     assert not list((tmp_path / "out").rglob("*.partial*")) and not list((tmp_path / "out").glob(f"{failing.stem}_*"))
 
 
-def names(*files: str, root: str | None = None) -> list[str]:
-    return list(output_names([f"/data/{file}" for file in files], root).values())
-
-
-def test_names_never_clash():
-    assert names("a.png", "b.png") == ["a", "b"]
-    assert names("a.png", "a.tif") == ["a_png", "a_tif"]
-    assert names("x/a.png", "y/a.png") == ["x/a", "y/a"]
-    assert names("a.png", "a.tif", "a_png.jpg") == ["a_png_2", "a_tif", "a_png"]
-    assert names("A.png", "a.png") == ["A_png", "a_png_2"], "one file where case does not count"
-    assert names("a.nii.gz", "a.b.png") == ["a", "a.b"]
-    assert names("x/a.png", root="/data") == ["x/a"]
-    assert names("x/a.png") == ["a"]
-    assert names() == []
-    with pytest.raises(DataError, match="not below the root folder"):
-        names("a.png", root="/data/x")
-
-
 def test_same_stem_does_not_overwrite(tmp_path):
     predict([save_picture(tmp_path / "a.png", 30, 50), save_picture(tmp_path / "a.bmp", 60, 70)], tmp_path / "out")
     assert Image.open(tmp_path / "out" / "a_png_mask.png").size == (50, 30)
@@ -148,6 +131,46 @@ def test_an_input_file_is_never_written_over(tmp_path):
     files = [save_picture(tmp_path / "a.png"), save_picture(tmp_path / "a_mask.png")]
     with pytest.raises(DataError, match="a_mask.png: is an input file"):
         PredictionWriter(tmp_path, [{"image": file} for file in files])
+
+
+@pytest.mark.parametrize("name", ["a_mask.png", "a_instances.png", "a.geojson", "a_nuclei.csv", "summary.csv"])
+def test_a_users_file_of_that_name_survives(tmp_path, name):
+    file = save_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / name).write_text("precious")
+    with pytest.raises(DataError, match=f"{name}: it was not written by this bundle and would be replaced"):
+        predict([file], tmp_path / "labels")
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == [name], "before anything was written"
+
+
+def test_what_was_added_after_a_run_survives_the_next(tmp_path):
+    files = [save_picture(tmp_path / "in" / f"{name}.png") for name in "ab"]
+    predict(files[:1], tmp_path / "out", outputs=["instances"])
+    for name in ("b_mask.png", "a_instances.tif", "errors.csv"):
+        (tmp_path / "out" / name).write_text("precious")
+    predict(files[:1], tmp_path / "out", outputs=["instances"]).write_errors(tmp_path / "out")
+    with pytest.raises(DataError, match="b_mask.png"):
+        predict(files, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir() if p.read_bytes() == b"precious"} == {
+        "b_mask.png", "a_instances.tif", "errors.csv",
+    }  # fmt: skip
+
+
+def test_outputs_of_the_version_before_are_replaced(tmp_path):
+    """It kept no list, but told in its summary which images it segmented, and in its config what it wrote of them."""
+    files = [save_picture(tmp_path / "in" / f"{name}.png") for name in "ab"]
+    predict(files[:1], tmp_path / "out", outputs=["instances", "geojson"])
+    (tmp_path / "out" / LIST).unlink()
+    config = tmp_path / "out" / "inference.json"
+    config.write_text(json.dumps({"bundle_root": ".", "outputs": ["instances", "geojson"]}))
+    predict(files, tmp_path / "out", outputs=["instances"])
+    (tmp_path / "out" / LIST).unlink()
+    (tmp_path / "out" / "a_mask.png").write_text("precious")
+    with pytest.raises(DataError, match="a_mask.png"):
+        predict(files, tmp_path / "out")
+    config.unlink()
+    with pytest.raises(DataError, match="was not written by this bundle"):
+        predict(files, tmp_path / "out", outputs=["instances"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

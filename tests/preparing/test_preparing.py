@@ -203,7 +203,7 @@ def test_shifts_of_real_labels(real_data, name, usual):
         np.testing.assert_allclose(common_shift([s for s in shifts if s]), np.subtract(usual, moved), atol=0.4)
 
 
-def test_duplicates_are_told_within_and_across_domains(datasets, monuseg, tmp_path):
+def test_duplicates_are_told_within_and_across_domains(datasets, monuseg, tmp_path, tmp_path_factory):
     copy = Image.fromarray(read_image(monuseg / "Tissue Images" / f"{NAMES[0]}.tif")).transpose(
         Image.Transpose.ROTATE_90
     )
@@ -211,7 +211,7 @@ def test_duplicates_are_told_within_and_across_domains(datasets, monuseg, tmp_pa
     test.mkdir()
     copy.save(test / "TCGA-ZF-A9R5-01A-01-TS1.tif")
     archives.aperio(test / "TCGA-ZF-A9R5-01A-01-TS1.xml", [octagon_ring(30, 30, 6)])
-    output = tmp_path / "out"
+    output = tmp_path_factory.mktemp("out")
     table = prepared(datasets, tmp_path, output)
     assert any(
         row["problem"] == "duplicates across splits" and "TCGA-ZF-A9R5" in row["image"] + row["detail"] for row in table

@@ -43,10 +43,11 @@ class ResultFolder:
 
         Raises:
             DataError: when one of the three folders holds anything that we did not write, or is the result of another
-                slide.
+                slide. What a user puts among finished results stands in the way only of replacing them.
         """
         for folder in (self.folder, self.unfinished, self.old):
-            if others := _files(folder).others():
+            others = _files(folder).others()
+            if others and not (folder == self.folder and _is_result(folder)):
                 what = f"results of {slide} belong here, but {_relative(others[0], folder)} is not one"
                 raise DataError(folder, what, f"{ANOTHER}, or move it away; nothing of it was touched")
         summary = _summary(self.folder)
@@ -66,8 +67,16 @@ class ResultFolder:
         summary = _summary(self.folder)
         return summary if summary and summary["settings"] == json.loads(json.dumps(settings, default=str)) else None
 
-    def begin(self) -> Path:
-        """The folder to write into; of an unfinished run what it wrote is there."""
+    def begin(self, resume: bool = True) -> Path:
+        """
+        The folder to write into; with ``resume`` what an unfinished run wrote is there.
+
+        Raises:
+            DataError: when earlier results cannot be replaced, because something else lies among them.
+        """
+        self._check_replaceable()
+        if not resume:
+            self.discard()
         _files(self.unfinished).add(FILES)
         return self.unfinished
 
@@ -77,13 +86,17 @@ class ResultFolder:
 
     def publish(self) -> None:
         """Give the unfinished folder, which is whole now, its name, in the place of an earlier result."""
-        if others := _files(self.folder).others():  # put there since the run began
-            raise DataError(others[0], "it lies in the folder of earlier results", "Move it away and run this again")
+        self._check_replaceable()
         if self.folder.exists():
             self.folder.rename(self.old)
         self.unfinished.rename(self.folder)
         (self.folder / JOURNAL).unlink()
         remove_own_folder(_files(self.old))
+
+    def _check_replaceable(self) -> None:
+        if others := _files(self.folder).others():
+            what = "it was not written by this bundle and would be removed with the earlier results"
+            raise DataError(others[0], what, f"Move it away and run this again, or {ANOTHER.lower()}")
 
 
 def check_folders(slides: Iterable[tuple[str, Path]], output_dir: str | os.PathLike) -> None:

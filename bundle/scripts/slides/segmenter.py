@@ -123,9 +123,7 @@ class SlideSegmenter:
         if not tiles:
             logger.warning("%s: no tissue found, hence no nuclei; --tissue_threshold 0 looks at all of it", path)
 
-        if not self.resume:
-            results.discard()
-        unfinished = results.begin()
+        unfinished = results.begin(self.resume)
         form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, flips=self.flips)
         heads = {
             "nuclei.geojson": GEOJSON_START,
