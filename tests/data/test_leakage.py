@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import zlib
 
@@ -89,6 +90,34 @@ def test_hashes_are_kept_and_made_anew_when_a_file_changes(tmp_path):
     assert (hash_images(paths, tmp_path / "cache.json")[0][paths[1]] == first[paths[1]]).all()
     assert (tmp_path / "cache.json").read_text() == "{broken", "what is no cache of ours is left alone"
     assert (from_text(to_text(first[paths[2]])) == first[paths[2]]).all() and from_text(to_text(None)) is None
+
+
+def test_a_file_that_could_not_be_read_is_read_again(tmp_path):
+    path, cache = tmp_path / "a.png", tmp_path / "cache.json"
+    save(path, picture(1))
+    whole, about = path.read_bytes(), path.stat()
+    for broken in (whole[:100], b""):
+        path.write_bytes(broken)
+        hashes, unread = hash_images([str(path)], cache)
+        assert hashes == {} and list(unread) == [str(path)]
+    # as if the disk had been away: the same file, of the same size and time
+    cache.write_text(json.dumps({f"{path} {about.st_size} {about.st_mtime_ns}": None}))
+    path.write_bytes(whole)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    hashes, unread = hash_images([str(path)], cache)
+    assert not unread and (hashes[str(path)] == perceptual_hash(picture(1))).all()
+
+
+@pytest.mark.parametrize("file", ["a/images/testing_0_4.png", "b/images/training_1_7.png"])
+def test_what_cannot_be_compared_is_no_pass(tmp_path, caplog, file):
+    domain(tmp_path, "a", [1, 2, 3], [4, 5])
+    domain(tmp_path, "b", [6, 7], [])
+    (tmp_path / file).write_bytes(b"damaged")
+    for _ in range(2):  # not only the first time
+        with pytest.raises(DataError, match=f"1 images cannot be compared .*{file}: .*set leakage to 'allow'"):
+            check_leakage(domain_list(tmp_path, "a"), cache=tmp_path / "cache.json")
+    assert check_leakage(domain_list(tmp_path, "a"), "allow", tmp_path / "cache.json") == []
+    assert "cannot be compared" in caplog.text
 
 
 def test_pictures_of_one_colour_are_like_nothing():

@@ -12,6 +12,7 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from PIL import Image
+from scripts.errors import DataError
 from scripts.evaluation.report import EvaluationReport, summarise
 from scripts.nuclei.metrics import image_metrics
 from scripts.nuclei.overlays import overlay
@@ -133,6 +134,18 @@ def test_overlays_show_the_worst_the_median_and_the_best(tmp_path):
     label = nuclei()
     expected = overlay(np.full((3, 60, 60), 200), np.roll(label, 4, axis=1), label)
     np.testing.assert_array_equal(drawn, expected)
+
+
+def test_a_users_files_survive(tmp_path):
+    picture = tmp_path / "overlays" / "mine_worst_ever.png"
+    picture.parent.mkdir()
+    picture.write_text("precious")
+    evaluate(SAMPLES, EvaluationReport(tmp_path))
+    assert picture.read_text() == "precious"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.csv").write_text("precious")
+    with pytest.raises(DataError, match="metrics.csv: it was not written by this bundle"):
+        evaluate(SAMPLES, EvaluationReport(tmp_path / "other"))
 
 
 def test_table_is_printed_and_aligned(tmp_path, capsys):

@@ -262,7 +262,7 @@ def test_an_experiment_on_a_server_is_compared_from_the_server_alone(server, bun
     store = ExperimentStore(server, "ama_sam_experiments", "tnbc")
     parent = store.find_parent()
     kept = {a.path for a in store.client.list_artifacts(parent.info.run_id, "comparison/testing")}
-    assert {f"comparison/testing/{path.name}" for path in folder.iterdir()} == kept
+    assert {f"comparison/testing/{path.name}" for path in folder.glob("[!.]*")} == kept
 
 
 @pytest.mark.slow
@@ -293,7 +293,9 @@ def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
     store = ExperimentStore(uri, "ama_sam_experiments", None)
     Comparison(store, "testing", ["dice"], None, tmp_path, Bootstrap()).run()
     folder = tmp_path / "alone" / "comparison_testing"
-    assert {path.name for path in folder.iterdir()} == {"comparison.md", "scores.csv", "differences.csv", "scores.png"}
+    assert {path.name for path in folder.glob("[!.]*")} == {
+        "comparison.md", "scores.csv", "differences.csv", "scores.png",
+    }  # fmt: skip
     assert (
         (folder / "differences.csv").read_text().startswith("domain,limit_groups,variant,reference,metric,difference")
     )

@@ -268,3 +268,15 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
     assert float(row["mean"]) == pytest.approx(good.data.metrics["synthetic_pink_dice"])
     assert (row["variant"], row["limit_groups"], row["std_seeds"]) == ("unet", "1", "")
     assert "broken_groups1_seed5" in (Path(folder) / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.pt"])
+def test_a_training_that_no_experiment_made_survives(make, tmp_path, name):
+    path = tmp_path / "tnbc" / "joint_seed0" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    experiment = make([JOINT, AMA])
+    with pytest.raises(SystemExit, match="1 of 2 children failed: joint"):
+        experiment.run()
+    assert path.read_text() == "precious" and list(path.parent.iterdir()) == [path]
+    assert f"{name}: it was not written by an experiment" in runs_of(experiment)["joint_seed0"].data.tags["failure"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from fakes import open_verb
 from PIL import Image
 from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError
+from scripts.owned import LIST
 from scripts.preparing.label_shift import common_shift, label_shift
 from scripts.preparing.prepare import prepare
 from scripts.preparing.splitting import assign_splits, published_splits
@@ -129,6 +131,50 @@ def test_other_peoples_files_are_not_touched(datasets, monuseg, tmp_path):
         prepare(datasets, "monuseg", tmp_path / "out", monuseg, workers=1)
     prepare(datasets, "monuseg", tmp_path / "out", monuseg, name="monuseg2", workers=1)
     assert (tmp_path / "out" / "monuseg2" / "split.json").is_file()
+    with pytest.raises(DataError, match="was not prepared"):
+        prepare(datasets, "monuseg", tmp_path / "out", monuseg, workers=1)
+    (tmp_path / "out" / "other_problems.csv").write_text("precious")
+    with pytest.raises(DataError, match="other_problems.csv: it was not written by this bundle"):
+        prepare(datasets, "monuseg", tmp_path / "out", monuseg, name="other", workers=1)
+    assert not (tmp_path / "out" / "other").exists()
+
+
+def test_other_peoples_files_are_not_touched_by_a_zip_either(datasets, monuseg, tmp_path):
+    """It is unpacked first, and what that leaves is no proof that a folder is ours."""
+    archive = shutil.make_archive(str(tmp_path / "monuseg"), "zip", monuseg.parent, monuseg.name)
+    mine = save(tmp_path / "out" / "monuseg" / "images" / f"{NAMES[0]}.png", np.zeros((4, 4), np.uint8)).read_bytes()
+    for _ in range(2):
+        with pytest.raises(DataError, match="was not prepared"):
+            prepare(datasets, "monuseg", tmp_path / "out", archive, workers=1)
+    assert (tmp_path / "out" / "monuseg" / "images" / f"{NAMES[0]}.png").read_bytes() == mine
+
+
+def test_a_domain_of_a_stain_is_not_written_into_other_peoples_files(datasets, monuseg, tmp_path):
+    entry = {"stains": {**datasets["monuseg"], "domain_by": "stain"}}
+    save(tmp_path / "out" / "stains_purple" / "images" / "mine.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match="stains_purple: it exists, and was not prepared"):
+        prepare(entry, "stains", tmp_path / "out", monuseg, workers=1)
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/b", "..", ".hidden"])
+def test_a_name_that_leads_elsewhere_is_refused(datasets, monuseg, tmp_path, name):
+    with pytest.raises(DataError, match="name: .* does not name a folder"):
+        prepare(datasets, "monuseg", tmp_path / "out", monuseg, name=name, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_domains_are_not_written_into_the_source(datasets, monuseg, tmp_path):
+    for output in (monuseg, monuseg / "domains"):
+        with pytest.raises(DataError, match="would be written into the source"):
+            prepare(datasets, "monuseg", output, monuseg, workers=1)
+
+
+def test_domains_of_the_version_before_are_prepared_again(datasets, monuseg, tmp_path):
+    prepared(datasets, monuseg, tmp_path / "out")
+    for path in (tmp_path / "out").rglob(LIST):
+        path.unlink()
+    prepared(datasets, monuseg, tmp_path / "out", mpp=0.3)
+    assert json.loads((tmp_path / "out" / "monuseg" / "dataset.json").read_text())["mpp"] == 0.3
 
 
 # --- again, and after an interruption

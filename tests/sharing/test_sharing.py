@@ -18,6 +18,7 @@ from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
+from scripts.owned import LIST
 from scripts.sharing.model_card import COLUMNS, metrics_table, record_metrics
 from scripts.sharing.packing import ZOO_LIMIT, bundle_files, pack
 
@@ -197,6 +198,16 @@ def test_workflows_as_the_zoos_unit_tests_run_them(bundle_root, tmp_path, monkey
 def test_the_same_bundle_gives_the_same_zip(bundle_root, tmp_path):
     first, second = (pack(bundle_root, tmp_path / str(n), "mine") for n in range(2))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_zip_of_somebody_else_is_not_replaced(bundle_root, tmp_path):
+    path = pack(bundle_root, tmp_path, "mine")
+    assert pack(bundle_root, tmp_path, "mine") == path, "our own is"
+    (tmp_path / LIST).unlink()
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="it was not written by this bundle"):
+        pack(bundle_root, tmp_path, "mine")
+    assert path.read_bytes() == before
 
 
 def test_a_bundle_that_lacks_a_part_is_not_packed(tmp_path):

@@ -14,6 +14,7 @@ from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
 from scripts.out_of_domain.reference import DomainReference
+from scripts.training import publishing
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +378,19 @@ def test_a_served_model_that_validates_better_is_replaced_only_if_asked(
         assert [path.read_bytes() for path in kept] == [before]
     else:
         assert served.read_bytes() == before and not kept
+
+
+def test_models_published_within_a_second_keep_all_that_were_served(tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing.time, "strftime", lambda form: "20260101_000000")
+    served = tmp_path / "served" / "model.pt"
+    served.parent.mkdir()
+    for number in range(4):
+        (tmp_path / "new.pt").write_text(str(number))
+        publish = publishing.PublishModel(tmp_path / "new.pt", served, "always", torch.nn.Identity(), None)
+        monkeypatch.setattr(publish, "_score", lambda model: None)
+        publish(None)
+    assert served.read_text() == "3"
+    assert {path.read_text() for path in (tmp_path / "served" / "previous").iterdir()} == {"0", "1", "2"}
 
 
 def test_a_first_model_and_one_of_another_size_are_published(open_training, tmp_path):
