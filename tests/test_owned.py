@@ -30,6 +30,17 @@ def test_what_others_wrote_is_neither_replaced_nor_removed(tmp_path):
         OwnFiles(tmp_path / "a.csv").check(["x"])
 
 
+def test_a_file_in_the_place_of_one_that_we_removed_is_not_ours(tmp_path):
+    OwnFiles(tmp_path).path("errors.csv").write_text("ours")
+    OwnFiles(tmp_path).remove("errors.csv")
+    (tmp_path / "errors.csv").write_text("precious")
+    OwnFiles(tmp_path).remove("errors.csv")
+    assert (tmp_path / "errors.csv").read_text() == "precious"
+    (tmp_path / "errors.csv").unlink()
+    OwnFiles(tmp_path).path("errors.csv").write_text("ours")
+    OwnFiles(tmp_path).check(["errors.csv"])
+
+
 def test_several_processes_add_to_one_list(tmp_path):
     one, two = OwnFiles(tmp_path), OwnFiles(tmp_path)
     one.path("a").write_text("")
@@ -39,8 +50,21 @@ def test_several_processes_add_to_one_list(tmp_path):
 
 
 def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path):
-    (tmp_path / LIST).write_text("whole.csv\nnuclei.cs")
+    (tmp_path / LIST).write_text("+whole.csv\n+nuclei.cs")
     assert list(OwnFiles(tmp_path)) == ["whole.csv"]
+    OwnFiles(tmp_path).add(["next.csv"])
+    assert "next.csv" in OwnFiles(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["späte Fälle/ä 1.csv", "-a.csv", "+a.csv", "a\udce9.csv"])
+def test_any_name_is_known_again(tmp_path, name):
+    OwnFiles(tmp_path).add([name])
+    assert list(OwnFiles(tmp_path)) == [name]
+
+
+def test_a_name_of_several_lines_names_no_other_file(tmp_path):
+    OwnFiles(tmp_path).path("a\n+precious.csv").write_text("")
+    assert list(OwnFiles(tmp_path)) == []
 
 
 def test_files_of_an_earlier_version_count_only_where_there_is_no_list(tmp_path):

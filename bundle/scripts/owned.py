@@ -9,7 +9,7 @@ from scripts.files import finished_name
 
 __all__ = ["LIST", "OwnFiles", "remove_own_folder"]
 
-LIST = ".ama_sam_files"  # in a folder: the names of the files there that we wrote, one a line
+LIST = ".ama_sam_files"  # in a folder: "+name" for each file there that we wrote, "-name" once we removed it
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # nobody's, and always there
 
 
@@ -34,11 +34,11 @@ class OwnFiles:
     def __contains__(self, name: str) -> bool:
         """Whether we wrote a file; ``name`` is its path within the folder, with ``/``."""
         if name not in self._listed and name not in self._earlier:
-            self._listed |= self._read()  # another process may write there too
+            self._listed = self._read()  # another process may write there too
         return name in self._listed or name in self._earlier
 
     def __iter__(self) -> Iterator[str]:
-        self._listed |= self._read()
+        self._listed = self._read()
         return iter(sorted(self._listed | self._earlier))
 
     def check(self, names: Iterable[str]) -> None:
@@ -48,7 +48,8 @@ class OwnFiles:
         if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise DataError(self.folder, "it is a file, and results need a folder", "Choose another output_dir.")
         for name in names:
-            if os.path.lexists(self.folder / name) and name not in self:
+            known = name in self._listed or name in self._earlier  # there may be many, and the disk far away
+            if not known and os.path.lexists(self.folder / name) and name not in self:
                 hint = "Choose another output_dir, or move the file away."
                 raise DataError(self.folder / name, "it was not written by this bundle and would be replaced", hint)
 
@@ -60,18 +61,21 @@ class OwnFiles:
 
     def add(self, names: Iterable[str]) -> None:
         """List files; the folder is made if missing."""
-        new = [name for name in dict.fromkeys([*sorted(self._earlier), *names]) if name not in self._listed]
-        if new:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / LIST).open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                file.write("".join(f"{name}\n" for name in new))  # at once: other processes append as well
+        # a name of several lines is not listed: it will not be known again
+        names = (name for name in dict.fromkeys([*sorted(self._earlier), *names]) if "\n" not in name)
+        if new := [name for name in names if name not in self._listed]:
+            self._append("".join(f"+{name}\n" for name in new))
             self._listed.update(new)
             self._earlier = frozenset()
 
     def remove(self, name: str) -> None:
         """Remove a file if it is ours, and leave it if not."""
-        if name in self:
-            (self.folder / name).unlink(missing_ok=True)
+        path = self.folder / name
+        if os.path.lexists(path) and name in self:
+            self.add([name])
+            path.unlink()
+            self._append(f"-{name}\n")  # the next file of that name may be another's
+            self._listed.discard(name)
 
     def others(self) -> list[Path]:
         """What lies directly in the folder and is not ours, folders included."""
@@ -89,12 +93,24 @@ class OwnFiles:
         whole = finished_name(name) or name  # a temporary file of one of ours
         return name == LIST or name in LEFT_BY_SYSTEMS or whole in self
 
+    def _append(self, lines: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LIST).open("ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            if size and file.read() != b"\n":
+                lines = f"\n{lines}"  # after a line that a kill or a full disk cut short
+            file.write(os.fsencode(lines))  # at once, for other processes append as well
+
     def _read(self) -> set[str]:
         try:
-            text = (self.folder / LIST).read_text(encoding="utf-8", errors="surrogateescape")
+            text = os.fsdecode((self.folder / LIST).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return set()
-        return set(text.split("\n")[:-1])  # a line without its end was cut short by a kill
+        listed: dict[str, bool] = {}
+        for line in text.split("\n")[:-1]:  # a line without its end was cut short by a kill
+            listed[line[1:]] = line.startswith("+")
+        return {name for name, ours in listed.items() if ours}
 
 
 def remove_own_folder(files: OwnFiles) -> None:
