@@ -206,7 +206,9 @@ def test_a_report_that_cannot_be_made_never_costs_the_training(open_training, sy
         image.write_bytes(image.read_bytes()[:200])
     else:
         image.unlink()
-    open_training(tmp_path, dataset_dir=str(tmp_path / "data"), max_epochs=1, alignment_report="true").run()
+    open_training(
+        tmp_path, dataset_dir=str(tmp_path / "data"), max_epochs=1, alignment_report="true", leakage="allow"
+    ).run()
     run_dir = tmp_path / "synthetic_pink_ama_seed0"
     assert (run_dir / "model.pt").is_file()
     with (run_dir / "history.csv").open(newline="") as f:
