@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import os
 import re
 import sys
@@ -14,11 +13,12 @@ import ignite.distributed as idist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts.errors import DataError, root_cause
+from scripts.executed_config import executed_config, executing_parser, set_value
 from scripts.files import read_json, write_json
 from scripts.memory import keep_freed_memory
 from scripts.owned import OwnFiles
 
-__all__ = ["executed_config", "setup_run", "unknown_keys", "write_config"]
+__all__ = ["setup_run", "unknown_keys", "write_config"]
 
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
@@ -42,7 +42,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
     sys.excepthook = _print_cause_last
     keep_freed_memory()
-    parser = _executing_parser()
+    parser = executing_parser()
     if parser is not None:
         known = ConfigParser.load_config_file(defaults)
         _refuse_unknown_keys(parser.get(), known)
@@ -84,12 +84,6 @@ def _is_executed_config(path: Path) -> bool:
     return isinstance(config, dict) and "bundle_root" in config and not (path.parent / "metadata.json").exists()
 
 
-def executed_config() -> dict | None:
-    """The configuration that is being executed, with overrides and macros resolved; None outside ``monai.bundle``."""
-    parser = _executing_parser()
-    return None if parser is None else parser.get()
-
-
 def unknown_keys(config: dict, defaults: dict) -> list[str]:
     """
     Keys that neither the defaults have nor anything in the config refers to.
@@ -109,17 +103,6 @@ def unknown_keys(config: dict, defaults: dict) -> list[str]:
     return sorted(key for key in unknown if defaults.get(key.partition("::")[0], key) not in (None, {}))
 
 
-def _executing_parser() -> ConfigParser | None:
-    """MONAI hands expressions their references, never the whole config: it is found on the call stack."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        parser = frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return parser
-        frame = frame.f_back
-    return None
-
-
 def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
     for key, default in defaults.items():
         given = parser.get().get(key)
@@ -127,7 +110,7 @@ def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
             continue
         if given.lower() not in ("true", "false"):
             raise ValueError(f"{key} must be true or false, got '{given}'")
-        _set(parser, key, given.lower() == "true")
+        set_value(parser, key, given.lower() == "true")
 
 
 def _make_paths_absolute(parser: ConfigParser, defaults: dict) -> None:
@@ -136,13 +119,7 @@ def _make_paths_absolute(parser: ConfigParser, defaults: dict) -> None:
         given = parser.get().get(key)
         is_path = key in _PATHS or (isinstance(default, str) and default.startswith("$os.path.join("))
         if is_path and isinstance(given, str) and not given.startswith(("$", "@")):
-            _set(parser, key, os.path.abspath(given))
-
-
-def _set(parser: ConfigParser, key: str, value: Any) -> None:
-    parser.get()[key] = value
-    parser.ref_resolver.get_item(key).update_config(value)
-    parser.ref_resolver.remove_resolved_content(key)  # the bundle's root is already in use
+            set_value(parser, key, os.path.abspath(given))
 
 
 def _keys(config: dict) -> set[str]:
