@@ -15,6 +15,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Lambda
 from PIL import Image
+from scripts.data.images import list_images
 from scripts.errors import DataError
 from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset
 from scripts.owned import LIST
@@ -141,6 +142,17 @@ def test_a_users_file_of_that_name_survives(tmp_path, name):
     with pytest.raises(DataError, match=f"{name}: it was not written by this bundle and would be replaced"):
         predict([file], tmp_path / "labels")
     assert [path.name for path in (tmp_path / "labels").iterdir()] == [name], "before anything was written"
+
+
+def test_results_may_lie_within_the_folder_of_images_or_around_it_but_not_among_them(tmp_path):
+    file = save_picture(tmp_path / "in" / "a.png")
+    save_picture(tmp_path / "in" / "out" / "a_mask.png")
+    for output_dir in (tmp_path / "in" / "out", tmp_path, tmp_path / "elsewhere"):
+        found = [item["image"] for item in list_images(tmp_path / "in", exclude=output_dir)]
+        assert found[0] == str(file) and (len(found) == 1) == (output_dir.name == "out")
+    for same in (tmp_path / "in", tmp_path / "in" / "out" / ".."):
+        with pytest.raises(DataError, match="results would lie among the images"):
+            list_images(tmp_path / "in", exclude=same)
 
 
 def test_what_was_added_after_a_run_survives_the_next(tmp_path):
