@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import skimage.draw
 from archives import PLACES, octagon, octagon_ring
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +72,42 @@ def test_self_crossing_polygons_are_filled_and_told():
     instances = draw(twice)
     assert "self-crossing polygon" in problems(instances)
     assert instances.label[20, 20] == 1, "what the outline goes around twice is no hole"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 0.5, 2**-10]), st.sampled_from([0, 0.5]))
+def test_an_outline_that_does_not_cross_itself_has_the_pixels_that_skimage_gives_it(seed, step, pixel_centre):
+    rng = np.random.default_rng(seed)
+    turns = np.sort(rng.uniform(0, 2 * np.pi, 12))
+    ring = 20 + rng.uniform(3, 15, (12, 1)) * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    ring = np.round(ring / step) * step
+    instances = draw(ring, pixel_centre=pixel_centre)
+    if "self-crossing polygon" not in problems(instances):
+        x, y = (ring - pixel_centre).T
+        expected = np.zeros((40, 50), bool)
+        expected[skimage.draw.polygon(y, x, expected.shape)] = True
+        np.testing.assert_array_equal(instances.label > 0, expected)
+
+
+def test_touching_itself_is_no_crossing_and_a_hole_behind_a_bridge_stays_a_hole():
+    outer, inner = SQUARE * 3, SQUARE + 4
+    for turn in (1, -1):  # whichever way round the hole is drawn
+        bridged = [*outer, outer[0], inner[0], *inner[1:][::turn], inner[0]]
+        instances = draw(bridged)
+        assert problems(instances) == [] and instances.label.sum() == 144 - 16 and instances.label[5, 5] == 0
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_very_many_corners_are_drawn(crossing):
+    """A hundred thousand: what compares all pixels or all edges with all corners takes minutes, and gigabytes."""
+    rng = np.random.default_rng(0)
+    turns = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
+    radius = 150 + rng.uniform(-5, 5, 100_000)
+    turns[1000:1010:2] += 0.5 * crossing
+    ring = 160 + radius[:, None] * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    instances = draw(ring, shape=(320, 320))
+    assert problems(instances) == ["self-crossing polygon"] * crossing
+    assert instances.label.sum() == pytest.approx(np.pi * 150**2, rel=0.01)
 
 
 @pytest.mark.parametrize(

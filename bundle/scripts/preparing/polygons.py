@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import shapely
 from scripts.errors import DataError
-from skimage.draw import polygon as even_odd_polygon
 
 __all__ = ["Finding", "Instances", "Outline", "rasterise"]
 
 MAX_INSTANCES = 65535  # what a 16-bit label map can hold
-BLOCK = 256  # edges that are compared with all others at once
+BLOCK = 256  # edges at once, which bounds the memory for outlines of very many
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,10 @@ def rasterise(
 
     A pixel belongs to a polygon if its centre lies inside of it or on its outline. Where that centre is depends on
     the program that wrote the coordinates: with ``pixel_centre`` 0 the vertex (3, 5) is the centre of column 3, row
-    5; with 0.5 it is that pixel's upper left corner, so that a square from (0, 0) to (4, 4) has 16 pixels. Where a
-    polygon crosses itself, whatever it winds around is inside, also what it winds around twice.
+    5; with 0.5 it is that pixel's upper left corner, so that a square from (0, 0) to (4, 4) has 16 pixels. A polygon
+    that crosses itself is filled by the nonzero rule: whatever it winds around is inside, also what it winds around
+    twice. Any other is filled by the even-odd rule, which differs only where it runs over itself, as around a hole
+    that a bridge joins to the outline.
 
     Args:
         outlines: the nuclei.
@@ -130,55 +132,60 @@ def _fill(
     ring = np.asarray(ring, float).reshape(-1, 2) - pixel_centre
     if not np.isfinite(ring).all() or np.abs(ring).max(initial=0) > 1e7:
         raise DataError(path, f"polygon '{name}' has coordinates that are no pixels", "Correct it in the file.")
-    if len(set(map(tuple, ring.tolist()))) < 3:
+    if len(np.unique(ring, axis=0)) < 3:
         findings.append(Finding("degenerate polygon", name, f"{len(ring)} points without area"))
         return None
     origin = np.floor(ring.min(0)).astype(int) - 1
-    x, y = (ring - origin).T
-    size = (int(np.ceil(y.max())) + 2, int(np.ceil(x.max())) + 2)
+    size = tuple(int(side) + 2 for side in np.ceil((ring - origin).max(0))[::-1])
     if size[0] * size[1] > 2**28:
         raise DataError(path, f"polygon '{name}' spans {size[1]}x{size[0]} pixels", "It is no nucleus: take it out.")
-    mask = np.zeros(size, bool)
-    mask[even_odd_polygon(y, x, size)] = True
-    if _crosses_itself(x, y):
+    crosses = _crosses_itself(ring - origin)
+    if crosses:
         findings.append(Finding("self-crossing polygon", name, "filled with all that its outline winds around"))
-        mask |= _winding_number(x, y, size) != 0
+    mask = _inside(ring - origin, size, nonzero=crosses)
     if not mask.any():
         findings.append(Finding("degenerate polygon", name, "it holds the centre of no pixel"))
         return None
     return np.argwhere(mask) + origin[::-1]
 
 
-def _crosses_itself(x: np.ndarray, y: np.ndarray) -> bool:
+def _crosses_itself(ring: np.ndarray) -> bool:
     """Whether two edges cross properly; touching and running over itself do not count."""
-    x1, y1 = np.roll(x, -1), np.roll(y, -1)
-    along, down = x1 - x, y1 - y
-    for start in range(0, len(x), BLOCK):
-        i = slice(start, start + BLOCK)
-        # on which side of edge i (rows) the two ends of edge j (columns) are
-        first = along[i, None] * (y - y[i, None]) - down[i, None] * (x - x[i, None])
-        second = along[i, None] * (y1 - y[i, None]) - down[i, None] * (x1 - x[i, None])
-        rows, columns = np.nonzero(first * second < 0)
-        rows += start
-        third = along[columns] * (y[rows] - y[columns]) - down[columns] * (x[rows] - x[columns])
-        fourth = along[columns] * (y1[rows] - y[columns]) - down[columns] * (x1[rows] - x[columns])
-        if (third * fourth < 0).any():
-            return True
-    return False
+    if shapely.is_valid(shapely.polygons(ring)):
+        return False
+    edges = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
+    tree = shapely.STRtree(edges)
+    return any(tree.query(edge, predicate="crosses").size for edge in edges)
 
 
-def _winding_number(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """How often the outline goes around the centre of each pixel, counted by the edges to the right of it."""
-    winding = np.zeros(size, np.int32)
-    rows, columns = np.arange(size[0]), np.arange(size[1])
-    for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1)):
-        if y0 == y1:
-            continue
-        direction, (top, bottom) = (1, (y0, y1)) if y0 < y1 else (-1, (y1, y0))
-        crossed = rows[(rows >= top) & (rows < bottom)]
-        at = x0 + (crossed - y0) * (x1 - x0) / (y1 - y0)
-        winding[crossed] += direction * (columns < at[:, None])
-    return winding
+def _inside(ring: np.ndarray, size: tuple[int, int], nonzero: bool) -> np.ndarray:
+    """
+    The pixels (H, W) whose centre lies inside or on the outline, by the nonzero rule or the even-odd rule.
+
+    A scan over rows, because skimage's ``polygon`` tests each pixel against each corner, and shapely's ``make_valid``
+    takes minutes for three thousand corners that cross at random.
+    """
+    mask = np.zeros(size, bool)
+    ends = np.roll(ring, -1, axis=0)
+    for right in (True, False):
+        # how often the outline goes around each pixel, by the edges strictly to its right, or strictly to its left:
+        # on the outline itself, at least one of them counts the inside
+        winding = np.zeros((size[0], size[1] + 1), np.int32)
+        for start in range(0, len(ring), BLOCK):
+            (x0, y0), (x1, y1) = ring[start : start + BLOCK].T, ends[start : start + BLOCK].T
+            top, bottom = (np.ceil(y) if right else np.floor(y) + 1 for y in (np.minimum(y0, y1), np.maximum(y0, y1)))
+            rows = (bottom - top).astype(int)
+            edge = np.repeat(np.arange(len(rows)), rows)
+            row = np.arange(len(edge)) - np.repeat(np.cumsum(rows) - rows, rows) + top[edge].astype(int)
+            x0, y0, x1, y1 = x0[edge], y0[edge], x1[edge], y1[edge]
+            at = (x0 * (y1 - row) - x1 * (y0 - row)) / (y1 - y0)
+            column = (np.ceil(at) if right else np.floor(at) + 1).astype(int)
+            np.add.at(winding, (row, column), np.where(y0 < y1, 1, -1))
+        np.cumsum(winding, axis=1, out=winding)
+        mask |= (winding[:, :-1] != 0) if nonzero else (winding[:, :-1] % 2 != 0)
+    corners = np.rint(ring[(np.abs(ring - np.rint(ring)) < 1e-12).all(axis=1)]).astype(int)
+    mask[corners[:, 1], corners[:, 0]] = True
+    return mask
 
 
 def _among(pixels: np.ndarray, others: np.ndarray) -> np.ndarray:
