@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 __all__ = ["STAINS", "group_by_borders", "stain_of"]
 
@@ -43,13 +44,7 @@ def group_by_borders(images: Sequence[np.ndarray]) -> list[int]:
     Returns:
         for each the number of its field, in order of first appearance.
     """
-    parent = list(range(len(images)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            index = parent[index]
-        return index
-
+    fields = DisjointSet(range(len(images)))
     shapes = [image.shape for image in images]
     for shape in dict.fromkeys(shapes):
         members = [index for index, other in enumerate(shapes) if other == shape]
@@ -64,8 +59,6 @@ def group_by_borders(images: Sequence[np.ndarray]) -> list[int]:
                 if textured[row]:
                     apart = np.abs(last[row] - first).mean(axis=(1, 2)) / usual[row]
                     for column in np.flatnonzero(apart < MATCH):
-                        if column != row:
-                            one, two = sorted((root(index), root(members[column])))
-                            parent[two] = one
+                        fields.merge(index, members[column])
     numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(index), len(numbers)) for index in range(len(images))]
+    return [numbers.setdefault(fields[index], len(numbers)) for index in range(len(images))]
