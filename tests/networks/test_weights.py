@@ -6,8 +6,8 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from file_server import CONTENT, SHA256, serving
 from scripts.errors import DataError
-from scripts.networks import weights
 from scripts.networks.sam_encoders import build_encoder, fingerprint
 from scripts.networks.weights import OFFICIAL_WEIGHTS, Weights, find_backbone_weights, load_encoder
 
@@ -20,8 +20,14 @@ def cache(tmp_path, monkeypatch):
         raise URLError("no network in tests")
 
     monkeypatch.setenv("AMA_SAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "download_url", no_network)
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def server():
+    with serving() as state:
+        yield state
 
 
 @pytest.fixture
@@ -83,6 +89,17 @@ def test_download_is_verified_and_lands_in_the_cache(cache, monkeypatch, tmp_pat
     monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", source.as_uri(), right))
     assert find_backbone_weights("vit_t").read_bytes() == b"weights"
     assert [f.name for f in cache.iterdir()] == ["mobile_sam.pt"]
+
+
+def test_a_broken_download_of_weights_goes_on(cache, monkeypatch, server):
+    monkeypatch.undo()
+    monkeypatch.setenv("AMA_SAM_CACHE", str(cache))
+    monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", f"{server['url']}/cut", SHA256))
+    with pytest.raises(DataError, match="mobile_sam.pt.*downloading.*broke off.*again to go on.*curl"):
+        find_backbone_weights("vit_t")
+    have = (cache / "mobile_sam.pt.part").stat().st_size
+    assert find_backbone_weights("vit_t").read_bytes() == CONTENT
+    assert server["requests"][1] == ("/cut", f"bytes={have}-") and 0 < have < len(CONTENT)
 
 
 # ---------------------------------------------------------------- loading

@@ -2,61 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import archives
 import pytest
+from file_server import CONTENT, SHA256, serving
+from scripts.download import fetch
 from scripts.errors import DataError
-from scripts.preparing.download import download_dataset, fetch
+from scripts.preparing.download import download_dataset
 from scripts.preparing.prepare import prepare
-
-CONTENT = bytes(range(256)) * 8000
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT with ranges; the first answer for ``/cut`` breaks off in the middle."""
-
-    def __init__(self, state, *args):
-        self.state = state
-        super().__init__(*args)
-
-    def do_GET(self):
-        self.state["requests"].append((self.path, self.headers.get("Range")))
-        if self.path == "/nowhere":
-            self.send_error(404)
-            return
-        content = self.state.get(self.path, CONTENT)
-        start = 0
-        if (wanted := self.headers.get("Range")) and self.path != "/norange":
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
-            if start >= len(content):
-                self.send_error(416)
-                return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        cut = self.path in ("/cut", "/norange") and len(self.state["requests"]) == 1
-        self.wfile.write(content[start : len(content) // 3] if cut else content[start:])
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def server():
-    state = {"requests": []}
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, state)) as running:
-        state["url"] = f"http://127.0.0.1:{running.server_address[1]}"
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
+    with serving() as state:
         yield state
-        running.shutdown()
 
 
 def test_a_file_is_fetched_once_and_checked(server, tmp_path):
@@ -85,7 +46,18 @@ def test_a_whole_part_needs_only_its_name(server, tmp_path):
 def test_another_checksum_is_refused(server, tmp_path):
     with pytest.raises(DataError, match=f"{SHA256}, not 00"):
         fetch(f"{server['url']}/x", tmp_path / "x.zip", "00")
-    assert not (tmp_path / "x.zip").exists()
+    assert not list(tmp_path.iterdir()), "the next attempt starts anew"
+    (tmp_path / "x.zip").write_bytes(b"the user's")
+    with pytest.raises(DataError, match="x.zip.*Delete"):
+        fetch(f"{server['url']}/x", tmp_path / "x.zip", SHA256)
+    assert (tmp_path / "x.zip").read_bytes() == b"the user's"
+
+
+def test_of_several_that_want_a_file_one_fetches_it(server, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: fetch(f"{server['url']}/x", tmp_path / "x.pt", SHA256), range(4)))
+    assert {path.read_bytes() for path in paths} == {CONTENT} and len(server["requests"]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_an_unknown_checksum_is_told(server, tmp_path, caplog):
@@ -96,6 +68,8 @@ def test_an_unknown_checksum_is_told(server, tmp_path, caplog):
 def test_what_cannot_be_fetched(server, tmp_path):
     with pytest.raises(DataError, match="404"):
         fetch(f"{server['url']}/nowhere", tmp_path / "x.zip")
+    with pytest.raises(DataError, match="nonsense.*unknown url"):
+        fetch("nonsense", tmp_path / "x.zip")
     with pytest.raises(DataError, match="no address.*Kaggle.*set source"):
         download_dataset("x", {"get": "Get it from Kaggle."}, tmp_path)
     with pytest.raises(DataError, match="several files.*a.zip, b.zip"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.files import write_json
+from scripts.files import sha256_of, write_json
 
 __all__ = ["BundleVerb", "VerbFailed"]
 
@@ -43,7 +42,7 @@ class BundleVerb:
 
     def identity(self, settings: Mapping[str, Any], config: str | None) -> dict[str, Any]:
         """What a run with these settings is made of, apart from places: plain values, and the config's content."""
-        content = {} if config is None else {"config": hashlib.sha256(Path(config).read_bytes()).hexdigest()[:16]}
+        content = {} if config is None else {"config": sha256_of(config)[:16]}
         # as it comes back from JSON, so that what is stored can be compared
         return json.loads(json.dumps({**self.settings, **settings, **content}, sort_keys=True, default=str))
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from monai.apps import download_url
+from scripts.download import fetch
 from scripts.errors import DataError
-from scripts.files import atomic_path
 from scripts.networks.model_file import split_about
 from scripts.networks.sam_encoders import BACKBONES, FrozenEncoder, build_encoder, load_backbone
 
@@ -142,11 +141,10 @@ def _cache_dir() -> Path:
 
 def _download(backbone: str, official: Weights, file: Path) -> None:
     try:
-        with atomic_path(file) as partial:
-            download_url(official.url, partial, hash_val=official.sha256, hash_type="sha256", progress=True)
-    except (OSError, RuntimeError, ValueError) as e:  # no network, refused, full disk; ValueError: another sha256
-        problem = f"the weights of {backbone} are not here, and downloading {official.url} failed ({e})"
-        raise DataError(file, problem, _hint(backbone)) from e
+        fetch(official.url, file, official.sha256)
+    except DataError as e:
+        problem = f"the weights of {backbone} are not here, and downloading {official.url} failed: {e.problem}"
+        raise DataError(file, problem, f"Run the same command again to go on. Or: {_hint(backbone)}") from e
 
 
 def _hint(backbone: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from scripts.data.domains import SPLITS
 from scripts.data.readers import read_image
 from scripts.errors import DataError
-from scripts.files import has_columns, read_json, write_json, write_table
+from scripts.files import has_columns, read_json, sha256_of, write_json, write_table
 from scripts.owned import OwnFiles
 from scripts.preparing.contact_sheet import write_contact_sheet
 from scripts.preparing.converting import Task, convert, file_names
@@ -23,7 +23,7 @@ from scripts.preparing.formats.reading import find_samples
 from scripts.preparing.layouts import Sample, Skipped
 from scripts.preparing.places import WORK, check_domain_folders, check_places
 from scripts.preparing.registry import choose_dataset
-from scripts.preparing.source import Source, fingerprint, open_source, sha256_of
+from scripts.preparing.source import Source, fingerprint, open_source
 from scripts.preparing.splitting import assign_splits, published_splits
 from scripts.preparing.stains import group_by_borders
 from scripts.preparing.verifying import COLUMNS, problem, verify

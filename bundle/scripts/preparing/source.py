@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from monai.apps.utils import extractall
 from scripts.errors import DataError
 
-__all__ = ["Source", "check_archive", "fingerprint", "list_folder", "open_source", "sha256_of"]
+__all__ = ["Source", "check_archive", "fingerprint", "list_folder", "open_source"]
 
 MAX_EXTRACTED = 100 * 2**30  # bytes; the largest published set, PanNuke, unpacks to about 40 GiB
 MAX_MEMBERS = 1_000_000
@@ -123,12 +123,6 @@ def check_archive(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
         what = f"{len(members)} members of {total / 2**30:.1f} GiB from {packed / 2**20:.1f} MiB look like a zip bomb"
         raise DataError(path, what, f"{hint} If you trust it, unpack it yourself and give the folder as source.")
     return members
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-    """Hexadecimal sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(archive: Path, members: Iterable[zipfile.ZipInfo], work_dir: Path) -> Path:
