@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -8,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader
-from monai.transforms import Compose, RandGaussianNoised
+from monai.transforms import Compose, Lambdad, RandGaussianNoised
 from PIL import Image
-from scripts.data.augment import RandCropAffined, RandStaind
+from scripts.data.augment import RandBlurd, RandCropAffined, RandStaind
+from scripts.data.cache_key import describe
 from scripts.data.encoding import DrawVariant, EncodeFeatures, RandFeatureCrop
-from scripts.data.feature_cache import FeatureDataset, cache_usage, describe, training_dataset
+from scripts.data.feature_cache import FeatureDataset, cache_usage, training_dataset
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
 from scripts.errors import DataError
@@ -28,6 +31,7 @@ from torch import nn
 class PoolingEncoder(nn.Module):
     """Its features are means of the pixels below them, so where a crop of them comes from can be seen."""
 
+    version = 1
     channels, strides, size_multiple = (3, 3, 3), (4, 8, 16), 16
 
     def __init__(self, trained: bool = False) -> None:
@@ -55,7 +59,7 @@ def _write(folder: Path, count: int = 3, side: int = 96, seed: int = 0) -> list[
     return items
 
 
-def _transform(encoder=None, crop_size: int = 32, window: int = 64, noise: float = 6.0) -> Compose:
+def _transform(encoder=None, crop_size: int = 32, window: int = 64, noise: float = 6.0, mpp=None) -> Compose:
     augmentation = Compose(
         [
             RandCropAffined(crop_size=window, smallest=crop_size),
@@ -68,7 +72,7 @@ def _transform(encoder=None, crop_size: int = 32, window: int = 64, noise: float
     return Compose(
         [
             LoadNucleid(("image", "label")),
-            ToTargetMppd(None),
+            ToTargetMppd(mpp),
             DrawVariant(augmentation),
             EncodeFeatures(encoder),
             RandFeatureCrop(crop_size, encoder.strides),
@@ -171,7 +175,6 @@ def test_whatever_changes_the_features_changes_the_file(tmp_path):
     items = _write(tmp_path)
     before = _dataset(items, tmp_path / "cache").path(0, 0)
     assert _dataset(items, tmp_path / "cache").path(0, 1) != before, "variant"
-    assert _dataset([{**items[0], "mpp": 0.5}], tmp_path / "cache").path(0, 0) != before, "mpp"
     assert _dataset(items, tmp_path / "cache", noise=7.0).path(0, 0) != before, "a setting deep inside"
     assert _dataset(items, tmp_path / "cache", window=96).path(0, 0) != before, "window"
     other = PoolingEncoder()
@@ -197,6 +200,91 @@ def test_what_does_not_matter_does_not(tmp_path):
     assert _dataset(moved, tmp_path / "cache").path(0, 0) == before, "another folder, another role"
 
 
+def test_a_pixel_size_counts_where_it_changes_pixels(tmp_path):
+    (item, *_) = _write(tmp_path)
+
+    def path(own, target):
+        return _dataset([item if own is None else {**item, "mpp": own}], tmp_path / "cache", mpp=target).path(0, 0)
+
+    as_it_is = path(0.25, None)
+    assert {path(0.25, 0.25), path(0.25, 0.2501), path(None, None), path(None, 0.5), path(0.5, None)} == {as_it_is}
+    resampled = [path(0.25, 0.5), path(0.25, 0.4), path(0.5, 0.25), path(0.3, 0.5)]
+    assert len({as_it_is, *resampled}) == 5
+    tifffile.imwrite(tmp_path / "0.tif", np.asarray(Image.open(item["image"])), resolution=(40000, 40000),
+                     resolutionunit="CENTIMETER")  # fmt: skip
+    item["image"] = str(tmp_path / "0.tif")
+    assert path(None, 0.25) == path(None, None) != path(None, 0.5), "where the file states it"
+    assert path(None, 0.5) == path(0.25, 0.5)
+
+
+def _transform_from(source: str, folder: Path, **settings) -> object:
+    """A transform of a program, which is ``source``."""
+    (folder / "own.py").write_text(source)
+    spec = importlib.util.spec_from_file_location("own", folder / "own.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Brighten(**settings)
+
+
+OWN = """
+class Brighten:
+    '''Makes it brighter.'''
+
+    version = 1
+
+    def __init__(self, by=2):
+        self.by = by
+        self._last = None
+"""
+
+
+def test_a_comment_keeps_the_files_a_version_or_setting_does_not(tmp_path):
+    before = describe(_transform_from(OWN, tmp_path))
+    assert describe(_transform_from(OWN.replace("Makes", "# Makes") + "\n# more\n", tmp_path)) == before
+    assert describe(_transform_from(OWN.replace("None", "'drawn'"), tmp_path)) == before, "what was drawn"
+    assert describe(_transform_from(OWN, tmp_path, by=3)) != before
+    assert describe(_transform_from(OWN.replace("by=2", "by=3"), tmp_path)) != before, "another default"
+    assert describe(_transform_from(OWN.replace("version = 1", "version = 2"), tmp_path)) != before
+
+
+def test_a_transform_used_before_is_the_same(tmp_path):
+    used, (item, *_) = _transform(), _write(tmp_path)
+    steps = used.transforms[:4]
+    before = describe(steps)
+    steps[2].augmentation.transforms[0](steps[0](item))
+    steps[2].augmentation.transforms[1]({"image": torch.rand(3, 8, 8)})
+    assert describe(steps) == before
+
+
+def test_what_has_no_version_is_named(tmp_path):
+    with pytest.raises(DataError, match="own.Brighten.*version = 1.*--cache off"):
+        describe([_transform_from(OWN.replace("version", "other"), tmp_path)])
+    inherits = type("Brightest", (type(_transform_from(OWN, tmp_path)),), {"__module__": "own"})
+    with pytest.raises(DataError, match="own.Brightest"):
+        describe(inherits())
+    with pytest.raises(DataError, match="<lambda>"):
+        describe(Lambdad("image", eval("lambda x: x + 1", {})))
+
+
+def test_versions_are_raised_with_the_results(tmp_path):
+    """Where this fails, raise the ``version`` of the class whose results changed, and put the new figures here."""
+    torch.manual_seed(0)
+    rows, columns = np.mgrid[:96, :128]
+    image = np.stack([rows * 2, columns, (rows + columns) % 64 * 4], axis=-1).astype(np.uint8)
+    label = ((rows // 24 % 2) * (columns // 32 % 2) * (1 + columns // 32)).astype(np.uint16)
+    Image.fromarray(image).save(tmp_path / "0.png")
+    Image.fromarray(label).save(tmp_path / "0_label.png")
+    item = {"image": str(tmp_path / "0.png"), "label": str(tmp_path / "0_label.png"), "mpp": 0.5}
+    augmentation = [RandCropAffined(crop_size=64), RandStaind(prob=1.0), RandBlurd(prob=1.0), SplitTargetsd()]
+    steps = [LoadNucleid(), ToTargetMppd(0.25), DrawVariant(Compose(augmentation)), EncodeFeatures(PoolingEncoder())]
+    stored = Compose(steps)({**item, "content": "0", "variant": 0})
+    figures = [stored["image"].float().std(), *(channel.float().mean() for channel in stored["target"])]
+    figures += [feature.float().mean() for feature in stored["features"][:1]]
+    versions = {type(step).__name__: type(step).version for step in [*steps, *augmentation]}
+    assert set(versions.values()) == {1}
+    assert [float(figure) for figure in figures] == pytest.approx([31.388, 0.16797, 0.06217, 70.33], rel=2e-3)
+
+
 def test_a_stored_file_takes_the_role_its_image_has_in_this_run(tmp_path):
     items = _write(tmp_path, count=1)
     assert _dataset(items, tmp_path / "cache").fill()[0]["domain"] == 0
@@ -207,7 +295,7 @@ def test_a_stored_file_takes_the_role_its_image_has_in_this_run(tmp_path):
 def test_the_digest_is_the_same_in_every_process(bundle_root):
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]; from test_feature_cache import _transform;"
-        "from scripts.data.feature_cache import describe; print(describe(_transform().transforms[:4]))"
+        "from scripts.data.cache_key import describe; print(describe(_transform().transforms[:4]))"
     )
     here = Path(__file__).parent
     other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"

@@ -32,6 +32,8 @@ class RandStaind(RandomizableTransform, MapTransform):
         tint: greatest relative change of the optical density of a colour.
     """
 
+    version = 1
+
     def __init__(
         self,
         keys: Sequence[str] | str = "image",
@@ -83,6 +85,8 @@ class RandBlurd(RandomizableTransform, MapTransform):
         sigma: least and greatest standard deviation in pixels.
     """
 
+    version = 1
+
     def __init__(
         self, keys: Sequence[str] | str = "image", prob: float = 0.3, sigma: Sequence[float] = (0.3, 1.2)
     ) -> None:
@@ -127,6 +131,8 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         smallest: where the (magnified) image is smaller than ``crop_size``, the sides of the crop shrink with it in
             steps of 32 pixels, but not below this. By default every crop has ``crop_size``.
     """
+
+    version = 1
 
     def __init__(
         self,

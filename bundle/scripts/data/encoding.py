@@ -21,6 +21,8 @@ class DrawVariant(Transform):
         augmentation: the random transforms.
     """
 
+    version = 1
+
     def __init__(self, augmentation: Compose) -> None:
         self.augmentation = augmentation
 
@@ -46,6 +48,8 @@ class EncodeFeatures(Transform):
     Raises:
         ValueError: when the encoder is not frozen, or features do not fit half precision.
     """
+
+    version = 1
 
     def __init__(self, encoder: nn.Module) -> None:
         if any(p.requires_grad for p in encoder.parameters()):

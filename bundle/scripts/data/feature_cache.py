@@ -1,32 +1,27 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 import ignite.distributed as idist
-import monai
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose, Randomizable, RandomizableTrait
 from monai.utils import convert_to_tensor
+from scripts.data.cache_key import Recipe, content_of
 from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
-from scripts.data.readers import related_files
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
-from scripts.networks.sam_encoders import FrozenEncoder, fingerprint
 from tqdm import tqdm
 
-__all__ = ["FeatureDataset", "cache_usage", "describe", "training_dataset"]
+__all__ = ["FeatureDataset", "cache_usage", "training_dataset"]
 
 CACHE_MODES = ("on", "off")
 
@@ -90,10 +85,11 @@ class FeatureDataset(PersistentDataset, Randomizable):
     give is stored, one file for each variant of an item. The random ones after them, such as ``RandFeatureCrop``, run
     at each access, on a variant drawn at random.
 
-    The name of a file is a digest of the bytes of image and label, the item's mpp, the number of the variant, the
-    encoder's fingerprint, and the settings and source of the deterministic transforms (:func:`describe`). So a
-    changed image, label, setting, encoder or program never meets an old file; it only leaves it unused. The domain,
-    the run's seed and where files lie are not part of it: runs with other roles of the same images share the files.
+    The name of a file is a digest of the bytes of image and label, the number of the variant, the encoder's
+    fingerprint, and the settings and versions of the deterministic transforms (:mod:`scripts.data.cache_key`); where
+    the image is resampled also of its pixel size and the wanted one. So a changed image, label, setting, encoder or
+    version never meets an old file; it only leaves it unused. The domain, the run's seed and where files lie are not
+    part of it: runs with other roles of the same images share the files.
 
     Args:
         data: items with ``image`` and ``label`` (paths), ``domain``, and optionally ``mpp``.
@@ -121,8 +117,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
         if not encoders:
             raise ValueError("the transform must encode features before its first random transform")
         self._encode = encoders[0]
-        self._recipe = describe(stored)
-        self._contents: dict[int, str] = {}
+        self._recipe = Recipe(stored)
+        self._contents: dict[int, tuple[str, str]] = {}
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> FeatureDataset:
         """Also seeds the transforms."""
@@ -193,11 +189,12 @@ class FeatureDataset(PersistentDataset, Randomizable):
     def _item(self, index: int, variant: int) -> dict:
         item = self.data[index]
         if index not in self._contents:
-            self._contents[index] = _content(item["image"], item["label"])
-        return {**item, "content": self._contents[index], "variant": variant}
+            self._contents[index] = content_of(item["image"], item["label"]), self._recipe.of(item)
+        content, recipe = self._contents[index]
+        return {**item, "content": content, "recipe": recipe, "variant": variant}
 
     def _path(self, item: Mapping[str, Any]) -> Path:
-        text = f"{item['content']} {item['variant']} {float(item.get('mpp', 'nan'))} {self._recipe}"
+        text = f"{item['content']} {item['variant']} {item['recipe']}"
         return self.cache_dir / f"{hashlib.sha256(text.encode()).hexdigest()}.pt"
 
     def _cachecheck(self, item: Mapping[str, Any]) -> dict:
@@ -217,71 +214,3 @@ class FeatureDataset(PersistentDataset, Randomizable):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise DataError(path, f"cannot be written ({error})", "Free space, or set cache_dir elsewhere.") from error
         return stored
-
-
-def describe(thing: Any) -> str:
-    """
-    Digest of what a transform, or a list of them, does: classes, settings, and the source of our own ones.
-
-    The state of random generators is left out. Of MONAI's classes the version of MONAI stands for the source, of an
-    encoder its fingerprint for the weights.
-    """
-    parts: list[str] = [monai.__version__]
-    _collect(thing, parts, set())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _collect(thing: Any, parts: list[str], seen: set[int]) -> None:
-    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes, Enum, Path, torch.dtype, np.dtype)):
-        parts.append(repr(thing))
-    elif isinstance(thing, (np.random.RandomState, np.random.Generator, torch.Generator)):
-        return
-    elif isinstance(thing, (np.ndarray, np.generic, torch.Tensor)):
-        array = np.asarray(thing)
-        parts.append(f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}")
-    elif isinstance(thing, Mapping):
-        for key in sorted(thing, key=repr):
-            parts.append(repr(key))
-            _collect(thing[key], parts, seen)
-    elif isinstance(thing, (list, tuple, set, frozenset)):
-        parts.append(type(thing).__name__)
-        for value in sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing:
-            _collect(value, parts, seen)
-    elif isinstance(thing, FunctionType):
-        parts.append(f"{thing.__module__}.{thing.__qualname__}")
-        _collect_code(thing.__code__, parts)
-    elif isinstance(thing, FrozenEncoder):
-        parts.append(fingerprint(thing) + thing.precision)
-        for kind in sorted({type(module) for module in thing.modules()}, key=repr):
-            _collect_source(kind, parts)
-    elif id(thing) not in seen:
-        seen.add(id(thing))
-        kind = thing if isinstance(thing, type) or callable(thing) and hasattr(thing, "__qualname__") else type(thing)
-        parts.append(f"{kind.__module__}.{kind.__qualname__}")
-        _collect_source(kind, parts)
-        if isinstance(thing, torch.nn.Module):
-            _collect(thing.state_dict(), parts, seen)
-        elif not isinstance(thing, type):
-            _collect(vars(thing) if hasattr(thing, "__dict__") else {}, parts, seen)
-
-
-def _collect_code(code: CodeType, parts: list[str]) -> None:
-    parts.append(code.co_code.hex() + repr(code.co_names))
-    for constant in code.co_consts:
-        _collect_code(constant, parts) if isinstance(constant, CodeType) else parts.append(repr(constant))
-
-
-def _collect_source(kind: type | Callable, parts: list[str]) -> None:
-    if str(kind.__module__).startswith("scripts."):
-        source = inspect.getsource(sys.modules[kind.__module__])
-        parts.append(hashlib.sha256(source.encode()).hexdigest())
-
-
-def _content(*paths: str | os.PathLike) -> str:
-    """Digest of the bytes of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in related_files(path):
-            content = file.read_bytes()
-            digest.update(len(content).to_bytes(8, "big") + content)
-    return digest.hexdigest()

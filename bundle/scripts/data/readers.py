@@ -124,6 +124,8 @@ class LoadNucleid(MapTransform):
         DataError: as :func:`read_image` and :func:`read_label`, or when image and label differ in size.
     """
 
+    version = 1
+
     def __init__(self, keys: Sequence[str] | str = ("image", "label")) -> None:
         super().__init__(keys)
         if len(self.keys) > 2:

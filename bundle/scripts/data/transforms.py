@@ -27,16 +27,23 @@ class ToTargetMppd(Transform):
             lacks is passed over.
     """
 
+    version = 1
+
     def __init__(self, target_mpp: float | None, keys: Sequence[str] = ("image", "label")) -> None:
         if target_mpp is not None and not target_mpp > 0:
             raise ValueError(f"target_mpp must be positive micrometres per pixel or None, got {target_mpp}.")
         self.target_mpp = target_mpp
         self.image_key, *self.label_keys = keys
 
+    def resamples(self, mpp: float | None) -> bool:
+        """Whether an item of that pixel size is resampled."""
+        known = self.target_mpp is not None and mpp is not None and float(mpp) > 0
+        return known and not same_mpp(float(mpp), self.target_mpp)
+
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         mpp = item.get("mpp")
-        if self.target_mpp is None or mpp is None or not float(mpp) > 0 or same_mpp(float(mpp), self.target_mpp):
+        if not self.resamples(mpp):
             return item
         height, width = item[self.image_key].shape[1:]
         size = tuple(max(round(side * float(mpp) / self.target_mpp), 1) for side in (height, width))
@@ -120,6 +127,8 @@ class SplitTargetsd(MapTransform):
         target_key: key of the result; the instance map is kept.
         channels: 2, or 1 for the foreground alone.
     """
+
+    version = 1
 
     def __init__(self, keys: Sequence[str] | str = "label", target_key: str = "target", channels: int = 2) -> None:
         super().__init__(keys)

@@ -62,6 +62,8 @@ class FrozenEncoder(nn.Module):
             (TorchScript, ONNX) always compute in float32.
     """
 
+    version = 1  # of the features of every backbone built here
+
     def __init__(
         self,
         backbone: nn.Module,
