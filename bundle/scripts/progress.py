@@ -1,3 +1,8 @@
+"""
+Bars of a run. Ignite's ``ProgressBar`` has one for each epoch, so no time to go of the whole training, none either where
+the number of readable images is known only at the end (``inferring``), and shows nothing before the first image is done.
+"""
+
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
