@@ -20,15 +20,16 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT = 60  # seconds without any byte
 CHUNK = 2**20
+PART = ".ama_sam.part"  # such as no other program writes: what is wrong is deleted
 
 
 def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> Path:
     """
     Fetch one file with a progress bar, going on where an earlier attempt broke off; nothing if it is there.
 
-    The bytes so far are kept in ``<path>.part``, which gets its name when it is whole and its checksum is right, and
-    is deleted when that is another. Without a known checksum the computed one is told, for the user to compare and to
-    keep. Of several processes one fetches, the others wait for it.
+    The bytes so far are kept in ``<path>.ama_sam.part``, which gets its name when it is whole and its checksum is
+    right, and is deleted when that is another. Without a known checksum the computed one is told, for the user to
+    compare and to keep. Of several processes one fetches, the others wait for it.
 
     Raises:
         DataError: when the server cannot be reached, or the checksum is another.
@@ -39,9 +40,9 @@ def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(path.with_name(f".{path.name}.lock")):
+        with _only_one(path.with_name(f".{path.name}.ama_sam.lock")):
             if not path.is_file():  # it is, where another process was faster
-                part = path.with_name(f"{path.name}.part")
+                part = path.with_name(path.name + PART)
                 _transfer(url, part)
                 _name(part, path, url, sha256)
     except DataError:
@@ -86,9 +87,10 @@ def _transfer(url: str, part: Path) -> None:
             raise OSError("the server sent another part of the file than asked for")
         length = response.headers.get("Content-Length")
         total = None if length is None else int(length) + (have if resumed else 0)
+        name = part.name.removesuffix(PART)
         with (
             part.open("ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=part.stem) as bar,
+            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=name) as bar,
         ):
             while chunk := response.read(CHUNK):
                 file.write(chunk)

@@ -1,6 +1,6 @@
 """
-Bars of a run. Ignite's ``ProgressBar`` has one for each epoch, so no time to go of the whole training, none either where
-the number of readable images is known only at the end (``inferring``), and shows nothing before the first image is done.
+Bars of a run. Ignite's ``ProgressBar`` is one for each epoch, with no time to go for the whole training, nor where the
+number of readable images is known only at the end (``inferring``).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_a_broken_download_of_weights_goes_on(cache, monkeypatch, server):
     monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", f"{server['url']}/cut", SHA256))
     with pytest.raises(DataError, match="mobile_sam.pt.*downloading.*broke off.*again to go on.*curl"):
         find_backbone_weights("vit_t")
-    have = (cache / "mobile_sam.pt.part").stat().st_size
+    have = (cache / "mobile_sam.pt.ama_sam.part").stat().st_size
     assert find_backbone_weights("vit_t").read_bytes() == CONTENT
     assert server["requests"][1] == ("/cut", f"bytes={have}-") and 0 < have < len(CONTENT)
 

@@ -32,14 +32,14 @@ def test_a_broken_download_goes_on(server, tmp_path, kind):
     with pytest.raises(DataError, match="broke off.*again to go on"):
         fetch(f"{server['url']}/{kind}", tmp_path / "x.zip", SHA256)
     assert not (tmp_path / "x.zip").exists()
-    have = (tmp_path / "x.zip.part").stat().st_size
+    have = (tmp_path / "x.zip.ama_sam.part").stat().st_size
     assert 0 < have < len(CONTENT)
     assert fetch(f"{server['url']}/{kind}", tmp_path / "x.zip", SHA256).read_bytes() == CONTENT
     assert server["requests"][1] == (f"/{kind}", f"bytes={have}-")
 
 
 def test_a_whole_part_needs_only_its_name(server, tmp_path):
-    (tmp_path / "x.zip.part").write_bytes(CONTENT)
+    (tmp_path / "x.zip.ama_sam.part").write_bytes(CONTENT)
     assert fetch(f"{server['url']}/x", tmp_path / "x.zip", SHA256).read_bytes() == CONTENT
 
 
