@@ -20,6 +20,7 @@ __all__ = [
     "has_columns",
     "read_json",
     "sha256_of",
+    "unused_path",
     "write_json",
     "write_table",
 ]
@@ -51,6 +52,15 @@ def finished_name(name: str) -> str | None:
     """The name that a temporary file of :func:`atomic_path` was to get, None for any other file."""
     found = _PARTIAL.fullmatch(name)
     return found and found["stem"] + (found["suffix"] or "")
+
+
+def unused_path(path: str | os.PathLike) -> Path:
+    """The path, or where it is taken, one with a number: ``model.pt``, ``model_2.pt`` ..."""
+    path = Path(path)
+    number, unused = 2, path
+    while unused.exists():
+        number, unused = number + 1, path.with_stem(f"{path.stem}_{number}")
+    return unused
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -14,12 +14,16 @@ from mlflow.entities import Run
 from scripts.data.domains import SPLITS
 from scripts.errors import DataError
 from scripts.experiments.plan import Child
+from scripts.experiments.results import RESULT
 from scripts.experiments.verbs import BundleVerb, VerbFailed
-from scripts.files import read_json, write_json
+from scripts.files import read_json, unused_path, write_json
 from scripts.tracking.experiments import ExperimentStore
+from scripts.training.checkpoints import read_checkpoint
 from tqdm import tqdm
 
 __all__ = ["Experiment"]
+
+_STATE, _CHECKPOINT = "state.json", "checkpoint.pt"
 
 
 class Experiment:
@@ -32,7 +36,8 @@ class Experiment:
     reason and does not stop the others.
 
     In ``output_dir`` each child has a folder of its name: the training's files, ``<verb>_settings.json`` and
-    ``<verb>.log`` of both verbs, and the evaluation's files in ``<split>/``.
+    ``<verb>.log`` of both verbs, and the evaluation's files in ``<split>/``. A checkpoint that is not gone on
+    with is kept there under another name; a folder that holds a training of somebody else's is refused.
 
     Args:
         store: where the runs are filed.
@@ -150,12 +155,14 @@ class Experiment:
             tags = {**child.tags, "split": self.split, "primary": self.primary, "settings": json.dumps(settings)}
             run = self.store.open_child(parent, child.name, tags)
         else:
-            self.store.reopen(run)
+            run = self.store.reopen(run)
         folder = self.output_dir / child.name
         status, failure = "KILLED", None
         try:
-            self._train(child, folder, run.info.run_id, settings["training"])
-            self._evaluate(child, folder, run.info.run_id)
+            self._train(child, folder, run, settings["training"])
+            self._evaluate(child, folder, run)
+            if not self.store.holds(run, RESULT):
+                raise VerbFailed(f"evaluating: the store was away, and {RESULT} is not in it")
             status = "FINISHED"
         except (VerbFailed, DataError, OSError) as error:
             status, failure = "FAILED", str(error)
@@ -164,14 +171,14 @@ class Experiment:
         finally:
             self.store.close(run, status, failure)
         minutes = (time.monotonic() - started) / 60
-        dice = self.store.client.get_run(run.info.run_id).data.metrics.get(f"{self.primary}_dice")
+        dice = self.store.metrics(run).get(f"{self.primary}_dice")
         told = f"{self.primary} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
         tqdm.write(f"{child.name}: {told}  ({minutes:.1f} min)")
         return failure is None
 
-    def _train(self, child: Child, folder: Path, run_id: str, identity: dict) -> None:
+    def _train(self, child: Child, folder: Path, run: Run, identity: dict) -> None:
         """Train, go on training, or do nothing where this child's folder holds the trained model already."""
-        state_file, checkpoint = folder / "state.json", folder / "checkpoint.pt"
+        state_file, checkpoint = folder / _STATE, folder / _CHECKPOINT
         state = read_json(state_file) if state_file.is_file() else {}
         if "settings" not in state and (
             foreign := [file for file in (checkpoint, folder / "model.pt") if file.exists()]
@@ -179,38 +186,40 @@ class Experiment:
             hint = "Give the experiment another name or output_dir, or move it away"
             raise DataError(foreign[0], "it was not written by an experiment and would be replaced", hint)
         if state.get("settings") != identity:
-            checkpoint.unlink(missing_ok=True)  # of other settings, and never finished
+            _lay_aside(checkpoint, "of_other_settings")  # and never finished
             state = {"settings": identity, "trained": False}
             write_json(state_file, state)
-        if state["trained"] and (folder / "model.pt").is_file():
+        try:
+            # a finished one: killed between the end of the training and the last line below
+            trained = state["trained"] or (checkpoint.is_file() and read_checkpoint(checkpoint).get("finished", False))
+        except DataError:
+            _lay_aside(checkpoint, "unreadable")
+            trained = False
+        if trained and (folder / "model.pt").is_file():
             return
         settings = {
             **_training_settings(child),
             "run_name": child.name,
             "run_dir": str(folder),
-            "mlflow_run_id": run_id,
-            "tracking_uri": self.store.tracking_uri,
+            "resume": checkpoint.is_file(),
+            **self.store.place(run),
         }
-        resumed_from = _stamp(checkpoint)
         try:
-            self.training.run(folder, {**settings, "resume": resumed_from is not None}, child.config, self.threads)
-        except VerbFailed:
-            # a checkpoint from which not one epoch can be done is of no use: from the start, then
-            if resumed_from is None or _stamp(checkpoint) != resumed_from:
+            self.training.run(folder, settings, child.config, self.threads)
+        except VerbFailed as error:
+            if not settings["resume"]:
                 raise
-            checkpoint.unlink()
-            self.training.run(folder, {**settings, "resume": False}, child.config, self.threads)
+            raise VerbFailed(f"{error} (it went on from {checkpoint}: without that file it is begun anew)") from error
         write_json(state_file, {**state, "trained": True})
 
-    def _evaluate(self, child: Child, folder: Path, run_id: str) -> None:
+    def _evaluate(self, child: Child, folder: Path, run: Run) -> None:
         settings = {
             **child.evaluating,
             "split": self.split,
             "ckpt_path": str(folder / "model.pt"),
             "output_dir": str(folder / self.split),
             "run_name": child.name,
-            "mlflow_run_id": run_id,
-            "tracking_uri": self.store.tracking_uri,
+            **self.store.place(run),
         }
         self.evaluating.run(folder, settings, threads=self.threads)
 
@@ -246,6 +255,7 @@ def _difference(earlier: dict, now: dict) -> str:
     return "; ".join(told)
 
 
-def _stamp(path: Path) -> int | None:
-    """A number that changes when the file is written again; None when there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else None
+def _lay_aside(checkpoint: Path, why: str) -> None:
+    """Out of the way and not away: it may be hours of training."""
+    if checkpoint.is_file():
+        os.replace(checkpoint, unused_path(checkpoint.with_stem(f"{checkpoint.stem}_{why}")))

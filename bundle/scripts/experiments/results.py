@@ -13,9 +13,9 @@ from scripts.errors import DataError
 from scripts.experiments.plan import ALL_GROUPS
 from scripts.tracking.experiments import ExperimentStore
 
-__all__ = ["Result", "Results", "read_results"]
+__all__ = ["RESULT", "Result", "Results", "read_results"]
 
-_ARTIFACT = "metrics.csv"
+RESULT = "metrics.csv"  # one row per image, kept with each child run
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,9 @@ def _download(store: ExperimentStore, run: Run) -> Result:
     tags = run.data.tags
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = store.client.download_artifacts(run.info.run_id, _ARTIFACT, folder)
+            path = store.client.download_artifacts(run.info.run_id, RESULT, folder)
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         except OSError as error:  # MLflow's own errors of missing artefacts are of this kind, too
-            raise DataError(
-                run.info.run_name, f"its {_ARTIFACT} cannot be read ({error})", "Evaluate it again"
-            ) from error
+            raise DataError(run.info.run_name, f"its {RESULT} cannot be read ({error})", "Evaluate it again") from error
     return Result(run.info.run_name, tags["variant"], tags["limit_groups"], tags["seed"], rows)

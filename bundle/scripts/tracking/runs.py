@@ -1,45 +1,34 @@
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from monai.handlers import MLFlowHandler
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from monai.utils import flatten_dict
+from scripts.files import read_json, write_json
+from scripts.tracking.store import absolute_uri, is_server, open_experiment, open_store, reason, stand_in
+from scripts.training.history import read_history
 
-__all__ = ["TrackedRun", "name_run"]
+__all__ = ["TrackedRun"]
+
+logger = logging.getLogger(__name__)
 
 
-def name_run(output_dir: str | os.PathLike, base: str, resume: bool = False) -> str:
+class TrackedRun:
     """
-    A run's name, which is also its folder in ``output_dir``: ``base``, or ``base_2``, ``base_3`` ... for later runs.
+    Files a whole run in MLflow: parameters at the start, metrics after each epoch, artefacts at the end.
 
-    Args:
-        output_dir: folder of all runs and of their MLflow store.
-        base: what the run is, e.g. "tnbc_ama_seed0".
-        resume: take the latest run of that base instead of a new one.
-
-    With several processes the first one decides.
-    """
-
-    def numbered(n: int) -> str:
-        return base if n == 1 else f"{base}_{n}"
-
-    n = 1
-    while (Path(output_dir) / numbered(n)).exists():
-        n += 1
-    return idist.broadcast(numbered(max(1, n - 1) if resume else n))
-
-
-class TrackedRun(MLFlowHandler):
-    """
-    MONAI's MLflow handler for one whole run: parameters at the start, epoch metrics, artefacts at the end.
-
-    Differs from its parent in four things: a run that is not resumed never goes on in an unfinished one of the same
-    name, a run that fails is marked as failed, metrics that a handler listed before finds when the run completes are
-    logged too, and tags make runs selectable in MLflow's table.
+    Tracking never costs a run that has begun. A server that is away at the start, or goes away, is told in one line,
+    and everything, also what was filed before, goes to the local store instead. (MONAI's ``MLFlowHandler`` waits for
+    minutes and then fails, and lets the environment win over its argument.) List it behind all that adds metrics or
+    writes artefacts, and behind what loads a checkpoint.
 
     Args:
         tracking_uri: store, e.g. ``sqlite:///out/mlruns.db`` or an MLflow server.
@@ -47,9 +36,16 @@ class TrackedRun(MLFlowHandler):
         params: settings that tell runs apart.
         tags: short facts to filter by.
         artifacts: files to keep with the run; those that were not written are left out.
-        resume: go on in the latest unfinished run of that name.
         run_id: file everything in this existing run instead of one of its own. Whoever made it closes it, and its own
             tags and parameters stay as they are: so an experiment's child run holds its training and its evaluation.
+        local_uri: the store that takes the place of a server that is away; None leaves the run untracked then.
+        history: table of all epochs (see ``history.History``), from which a run that is resumed gets what its store
+            lacks of the epochs before.
+        run_file: remembers in which run the files beside it are recorded.
+        resume: go on in the run of ``run_file`` if its parameters are the same; else a new run takes its place.
+
+    Raises:
+        DataError: at the start, when a local store cannot be opened.
     """
 
     def __init__(
@@ -60,57 +56,137 @@ class TrackedRun(MLFlowHandler):
         params: Mapping[str, Any],
         tags: Mapping[str, Any] | None = None,
         artifacts: Sequence[str | os.PathLike] = (),
-        resume: bool = False,
         run_id: str | None = None,
+        local_uri: str | None = None,
+        history: str | os.PathLike | None = None,
+        run_file: str | os.PathLike | None = None,
+        resume: bool = False,
     ) -> None:
-        # the store's folder must exist before SQLite opens its file in it
-        if tracking_uri.startswith("sqlite:///"):
-            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(
-            tracking_uri=tracking_uri,
-            iteration_log=False,
-            experiment_name=experiment_name,
-            run_name=run_name,
-            experiment_param={k: v for k, v in params.items()},
-            artifacts=[str(a) for a in artifacts],
-            close_on_complete=run_id is None,
-        )
-        self.tags, self.resume, self.run_id = dict(tags or {}), resume, run_id
-        self._logged: set[str] = set()
+        self.uri, self.local_uri = absolute_uri(tracking_uri), local_uri
+        self.experiment_name, self.run_name, self.run_id = experiment_name, run_name, run_id
+        self.params, self.tags = {key: str(value) for key, value in params.items()}, dict(tags or {})
+        self.artifacts = [Path(file) for file in artifacts]
+        self.history = None if history is None else Path(history)
+        self.run_file, self.resume = None if run_file is None else Path(run_file), resume
+        self._epochs: dict[int, dict[str, float]] = {}
+        self._filed: dict[int, set[str]] = {}  # names of metrics that the store has, by epoch
+        self._client: MlflowClient | None = None
+        self._run: str | None = None
+        self._begun = self._moved = self._given_up = False
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, self._log_what_came_last)  # before the parent closes the run
-        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
-    def start(self, engine: Engine) -> None:
-        tags = self.tags
-        if self.run_id is not None:
-            self.cur_run = self.client.get_run(self.run_id)
-            self.experiment = self.client.get_experiment(self.cur_run.info.experiment_id)
-            self._delete_exist_param_in_dict(self.experiment_param)
-            tags = {key: value for key, value in tags.items() if key not in self.cur_run.data.tags}
-        elif not self.resume:
-            self._set_experiment()
-            self.cur_run = self.client.create_run(self.experiment.experiment_id, run_name=self.run_name)
-        super().start(engine)
-        for key, value in tags.items():
-            self.client.set_tag(self.cur_run.info.run_id, key, str(value))
+    def _started(self, engine: Engine) -> None:
+        self.params |= {key: str(getattr(engine.state, key)) for key in ("max_epochs", "epoch_length")}
+        self._run, self._epochs, self._filed = None, {}, {}  # an engine that runs again is another run
+        if self.resume and self.history is not None:
+            rows = {row.pop("epoch"): row for row in read_history(self.history)}
+            self._epochs = {epoch: row for epoch, row in rows.items() if epoch <= engine.state.epoch}
+        self._file()
+        self._begun = True
 
-    def epoch_completed(self, engine: Engine) -> None:
-        super().epoch_completed(engine)
-        self._logged = set(engine.state.metrics)
+    def _epoch_completed(self, engine: Engine) -> None:
+        self._epochs[engine.state.epoch] = flatten_dict(engine.state.metrics)
+        self._file()
 
-    def _log_what_came_last(self, engine: Engine) -> None:
-        late = {name: value for name, value in engine.state.metrics.items() if name not in self._logged}
-        if late and self.cur_run is not None:
-            self._log_metrics(late, step=engine.state.epoch)
-
-    def complete(self) -> None:
-        self.artifacts = tuple(a for a in self.artifacts if os.path.exists(a))
-        super().complete()
+    def _completed(self, engine: Engine) -> None:
+        # what other handlers found when the run completed is logged, too
+        self._epochs[engine.state.epoch] = self._epochs.get(engine.state.epoch, {}) | flatten_dict(engine.state.metrics)
+        self._file("FINISHED")
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
-        if self.cur_run is not None and self.run_id is None:
-            self.client.set_terminated(self.cur_run.info.run_id, status="FAILED")
+        if self._run is not None:
+            self._file("FAILED")
         raise error
+
+    def _file(self, status: str | None = None) -> None:
+        """Bring the store up to date, and with a status end the run; a store that cannot be reached is left."""
+        if self._given_up:
+            return
+        try:
+            self._update(status)
+        except Exception as error:  # noqa: BLE001 hours of training end here
+            if is_server(self.uri) and self.local_uri is not None:
+                told = "%s: the MLflow server cannot be reached (%s): this run is filed in %s from now on"
+                logger.warning(told, self.uri, reason(error), self.local_uri)
+                self.uri, self._moved = self.local_uri, True
+                self._client, self._run, self._filed = None, None, {}
+                self._file(status)
+            elif is_server(self.uri) or self._begun:
+                logger.warning("%s: this run is not tracked from now on (%s)", self.uri, reason(error))
+                self._given_up = True
+            else:
+                raise
+
+    def _update(self, status: str | None) -> None:
+        if self._client is None:
+            self._client = open_store(self.uri)
+        if self._run is None:
+            self._run = self._open().info.run_id
+            if self.run_file is not None and self.run_id is None:
+                write_json(self.run_file, {"tracking_uri": self.uri, "run_id": self._run})
+        for epoch, metrics in self._epochs.items():
+            new = {name: value for name, value in metrics.items() if name not in self._filed.get(epoch, ())}
+            if new:
+                now = int(time.time() * 1000)
+                batch = [Metric(name, float(value), now, epoch) for name, value in new.items()]
+                self._client.log_batch(self._run, metrics=batch)
+                self._filed.setdefault(epoch, set()).update(new)
+        if status == "FINISHED":
+            for file in self.artifacts:
+                if file.is_file():
+                    self._client.log_artifact(self._run, str(file))
+        if status is not None and self.run_id is None:
+            self._client.set_terminated(self._run, status=status)
+
+    def _open(self) -> Run:
+        """The run to file in, with its parameters and tags."""
+        if self.run_id is not None and not self._moved:
+            run = self._client.get_run(self.run_id)
+        else:
+            experiment = open_experiment(self._client, self.experiment_name)
+            if self.run_id is not None:
+                run = stand_in(self._client, experiment, self.run_id, self.run_name)
+            else:
+                run = self._resumed(experiment) or self._client.create_run(experiment, run_name=self.run_name)
+        params = [Param(key, value) for key, value in self.params.items() if key not in run.data.params]
+        tags = [RunTag(key, str(value)) for key, value in self.tags.items() if key not in run.data.tags]
+        self._client.log_batch(run.info.run_id, params=params, tags=tags)
+        if self._epochs:  # a run that goes on may have them
+            steady = next(iter(self._epochs[min(self._epochs)]))
+            steps = {point.step for point in self._client.get_metric_history(run.info.run_id, steady)}
+            self._filed = {epoch: set(self._epochs[epoch]) for epoch in steps & self._epochs.keys()}
+        return run
+
+    def _resumed(self, experiment: str) -> Run | None:
+        """The run to go on in."""
+        if not self.resume or self.run_file is None:
+            return None
+        if self.run_file.is_file():
+            about = read_json(self.run_file)
+            run = self._existing(about["run_id"]) if about["tracking_uri"] == self.uri else None
+        else:  # begun by an earlier version; the name tells a run on a server too little, which others use, too
+            unfinished = f"attributes.run_name = '{self.run_name}' AND attributes.status != 'FINISHED'"
+            found = [] if is_server(self.uri) else self._client.search_runs([experiment], unfinished, max_results=1)
+            run = next(iter(found), None)
+        if run is None:
+            return None
+        if all(run.data.params.get(key, value) == value for key, value in self.params.items()):
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            return run
+        # parameters of a run cannot be changed: what is trained with others, such as more epochs, is another run
+        if run.info.status != "FINISHED":
+            self._client.set_terminated(run.info.run_id, status="KILLED")
+        return None
+
+    def _existing(self, run_id: str) -> Run | None:
+        """A run that was filed in this store; it may have been deleted since, or the store been made anew."""
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException:
+            return None
+        return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None

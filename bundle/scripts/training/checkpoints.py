@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.files import atomic_path
 from scripts.networks.loading import save_model
+from scripts.training.run_settings import RunSettings, differences
 
-__all__ = ["KeptModel", "TrainingCheckpoint"]
+__all__ = ["ANEW", "FinishedRun", "KeptModel", "ScheduleState", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
 KEEP = ("best", "last")
+ANEW = "Give the output_dir or the run_name of the run to go on with, or drop --resume to start anew"
 
 
 class KeptModel:
@@ -100,20 +102,47 @@ class KeptModel:
         save_model(self.path, self.network, provenance, self.about)
 
 
+class ScheduleState:
+    """
+    Where a learning-rate schedule stands, for a checkpoint; how long it is stays as configured, so that a resumed run
+    may be made longer.
+
+    Args:
+        scheduler: the schedule.
+        configured: its attributes that the checkpoint does not bring back.
+    """
+
+    def __init__(self, scheduler: Any, configured: Sequence[str] = ("t_total", "warmup_steps")) -> None:
+        self.scheduler, self.configured = scheduler, configured
+
+    def state_dict(self) -> dict:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        kept = {name: getattr(self.scheduler, name) for name in self.configured if hasattr(self.scheduler, name)}
+        self.scheduler.load_state_dict({**state, **kept})
+        if kept != {name: state.get(name) for name in kept}:
+            # the optimizer has the rate of the schedule as it was
+            for group, rate in zip(self.scheduler.optimizer.param_groups, self.scheduler.get_lr()):
+                group["lr"] = rate
+
+
 class TrainingCheckpoint:
     """
     Everything an interrupted training needs to go on as if it had not been: saved after each epoch, and loaded first.
 
     It holds the trained parts only; the frozen encoder is told by its type and fingerprint. Random numbers need no
     place in it, because each epoch is seeded by its number (see ``EpochSeeder``). With several processes the first one
-    writes it, and all load it.
+    writes it, and all load it. A run that was interrupted behind its last epoch does what is left of its end, which is
+    why whatever handlers do when training is completed can be done twice.
 
     Args:
         path: the file.
         parts: objects with ``state_dict``/``load_state_dict``, by name.
         kept_model: attached with this handler and before it, for what it remembers belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
-        resume: load ``path`` before the first epoch; DataError when it is missing, unreadable or of another set-up.
+        settings: of the run; they must be the same, too, apart from those that are free.
+        resume: load ``path`` before the first epoch; ``check_resume`` tells before whether that can be done.
     """
 
     def __init__(
@@ -122,9 +151,11 @@ class TrainingCheckpoint:
         parts: Mapping[str, Any],
         kept_model: KeptModel,
         identity: Mapping[str, Any],
+        settings: RunSettings,
         resume: bool = False,
     ) -> None:
-        self.path, self.kept_model, self.identity, self.resume = Path(path), kept_model, dict(identity), resume
+        self.path, self.kept_model, self.identity, self.settings = Path(path), kept_model, dict(identity), settings
+        self.resume = resume
         self.parts = {**parts, "best_model": kept_model}  # its name in the checkpoints of earlier versions
 
     def attach(self, engine: Engine) -> None:
@@ -140,31 +171,101 @@ class TrainingCheckpoint:
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "identity": self.identity,
+            "settings": self.settings.record(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
         with atomic_path(self.path) as path:
             torch.save(content, path)
 
     def load(self, engine: Engine) -> None:
-        hint = "Give the output_dir of the run to go on with, or drop --resume to start anew"
-        if not self.path.is_file():
-            raise DataError(self.path, "there is no checkpoint to resume from", hint)
-        try:
-            content = torch.load(self.path, map_location=engine.state.device, weights_only=True)
-        except Exception as e:
-            raise DataError(self.path, f"the checkpoint cannot be read ({e})", hint) from e
-        for key, value in self.identity.items():
-            if content["identity"].get(key) != value:
-                raise DataError(
-                    self.path, f"it was made with {key} {content['identity'].get(key)!r}, not {value!r}", hint
-                )
+        content = read_checkpoint(self.path, engine.state.device)
         for name, part in self.parts.items():
-            part.load_state_dict(content["parts"][name])
-        if content["epoch"] >= engine.state.max_epochs:
-            raise DataError(
-                self.path,
-                f"training has reached epoch {content['epoch']} of {engine.state.max_epochs}",
-                "Raise --max_epochs to train on",
-            )
+            try:
+                part.load_state_dict(content["parts"][name])
+            except (KeyError, RuntimeError, ValueError) as e:
+                raise DataError(self.path, f"its {name} is of another size ({e})", ANEW) from e
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
-        logger.info("resumed from %s after epoch %d", self.path, content["epoch"])
+        if _reached(content, engine.state.max_epochs, self.kept_model.patience):
+            logger.info("resumed from %s: epoch %d was the last one", self.path, content["epoch"])
+            engine.terminate()  # which is no failure: what follows a training follows
+        else:
+            logger.info("resumed from %s after epoch %d", self.path, content["epoch"])
+
+
+class FinishedRun:
+    """
+    Marks the checkpoint of a run that has come to its end, reports, publishing and all. List it last.
+
+    Args:
+        path: the checkpoint.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if idist.get_rank() > 0 or not self.path.is_file():
+            return
+        content = {**read_checkpoint(self.path), "finished": True}
+        with atomic_path(self.path) as path:
+            torch.save(content, path)
+
+
+def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Content of a file that :class:`TrainingCheckpoint` wrote; DataError when it is missing or cannot be read."""
+    if not Path(path).is_file():
+        raise DataError(path, "there is no checkpoint to resume from", ANEW)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        if not {"epoch", "iteration", "identity", "parts"} <= content.keys():
+            raise ValueError("it is no checkpoint of a training")
+    except Exception as e:
+        raise DataError(path, f"the checkpoint cannot be read ({e})", ANEW) from e
+    return content
+
+
+def check_resume(
+    path: str | os.PathLike,
+    identity: Mapping[str, Any],
+    settings: RunSettings,
+    max_epochs: int,
+    patience: int,
+    resume: bool = True,
+) -> None:
+    """
+    Refuse, before anything is written, to resume a run that cannot be gone on with.
+
+    Args:
+        path, identity, settings, resume: as of :class:`TrainingCheckpoint`.
+        max_epochs: of the trainer.
+        patience: of the :class:`KeptModel`.
+
+    Raises:
+        DataError: when the checkpoint is missing, unreadable, of another or a finished run, or of other settings, each
+            of them named with both values.
+    """
+    if not resume:
+        return
+    content = read_checkpoint(path)
+    if other := differences(content["identity"], identity):
+        raise DataError(path, f"it is of another run: {', '.join(other)}", ANEW)
+    if "settings" not in content:
+        told = "%s: an earlier version wrote it, without settings: whether they have changed cannot be told. %s"
+        logger.warning(told, path, "learning_rate and weight_decay go on as in the checkpoint")
+    else:
+        if changes := settings.changes(content["settings"]):
+            hint = "Give the same settings, or drop --resume to start anew"
+            raise DataError(path, f"it was made with other settings: {', '.join(changes)}", hint)
+        if (version := content["settings"]["version"]) != settings.version:
+            logger.warning("%s: version %s wrote it: only settings that this one has, too, are compared", path, version)
+    if content.get("finished") and _reached(content, max_epochs, patience):
+        told = f"this run is finished, with epoch {content['epoch']}"
+        raise DataError(path, told, "Raise --max_epochs (or --patience, if it stopped early) to train on")
+
+
+def _reached(content: Mapping[str, Any], max_epochs: int, patience: int) -> bool:
+    """Whether a checkpoint is of the last epoch, by the settings of now."""
+    return content["epoch"] >= max_epochs or 0 < patience <= content["parts"]["best_model"]["stale"]

@@ -7,7 +7,16 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 from scripts.files import atomic_path, write_table
 
-__all__ = ["History"]
+__all__ = ["History", "read_history"]
+
+
+def read_history(path: str | os.PathLike) -> list[dict[str, float]]:
+    """Rows of a ``history.csv``: ``epoch``, a whole number, and the metrics that epoch has; none without the file."""
+    if not Path(path).is_file():
+        return []
+    with open(path, newline="") as f:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 class History:
@@ -29,10 +38,8 @@ class History:
     def __call__(self, engine: Engine) -> None:
         path = self.output_dir / "history.csv"
         epoch = engine.state.epoch
-        if not self.rows and epoch > 1 and path.is_file():
-            with path.open(newline="") as f:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
-            self.rows = [{**row, "epoch": int(row["epoch"])} for row in rows if row["epoch"] < epoch]
+        if not self.rows and epoch > 1:
+            self.rows = [row for row in read_history(path) if row["epoch"] < epoch]
         metrics = {k: float(v) for k, v in engine.state.metrics.items()}
         self.rows.append({"epoch": epoch, **metrics})
         names = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -10,8 +10,9 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import atomic_path, unused_path
 from scripts.networks.loading import load_model
+from scripts.networks.model_file import read_model_file
 
 __all__ = ["PublishModel"]
 
@@ -25,8 +26,9 @@ class PublishModel:
     Puts the model that a training kept in the place of the one that is served, unless that one validates better.
 
     Both are judged by the same evaluator on the same images. Without validation images, or without a model to compare
-    with, the new one is published. The model that was served is kept beside it, as ``previous/model_<time>.pt``.
-    List it last: what other handlers do with the last weights comes first.
+    with, the new one is published. The model that was served is kept beside it, as ``previous/model_<time>.pt``, unless
+    it is the new one itself, published before its training was interrupted.
+    List it behind all that needs the last weights, for others are in the network afterwards.
 
     Args:
         model: the file that the training kept, see ``checkpoints.KeptModel``.
@@ -56,6 +58,9 @@ class PublishModel:
 
     def __call__(self, engine: Engine) -> None:
         idist.barrier()  # the first process may still write the model
+        if _same_weights(self.model, self.path):
+            logger.info("%s: it is published already", self.model)
+            return
         new, served = self._score(self.model), self._score(self.path)  # every process sees its part of the images
         if idist.get_rank() > 0:
             return
@@ -64,7 +69,7 @@ class PublishModel:
             logger.warning("not published, the served model validates better (%s): %s", told, self.model)
             return
         if self.path.is_file():
-            previous = _unused(self.path.parent / "previous" / f"model_{time.strftime('%Y%m%d_%H%M%S')}.pt")
+            previous = unused_path(self.path.parent / "previous" / f"model_{time.strftime('%Y%m%d_%H%M%S')}.pt")
             with atomic_path(previous) as partial:
                 shutil.copyfile(self.path, partial)
         with atomic_path(self.path) as partial:
@@ -84,12 +89,14 @@ class PublishModel:
         return float(self.evaluator.state.metrics[self.metric])
 
 
-def _unused(path: Path) -> Path:
-    """The path, or one with a number: two trainings may publish within a second."""
-    number, unused = 2, path
-    while unused.exists():
-        number, unused = number + 1, path.with_stem(f"{path.stem}_{number}")
-    return unused
+def _same_weights(model: Path, other: Path) -> bool:
+    if not model.is_file() or not other.is_file():
+        return False
+    try:
+        weights, others = (read_model_file(path)["model"] for path in (model, other))
+    except DataError:  # it will be told when the two are compared
+        return False
+    return weights.keys() == others.keys() and all(torch.equal(value, others[key]) for key, value in weights.items())
 
 
 def _text(score: float | None) -> str:
