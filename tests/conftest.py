@@ -8,6 +8,8 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # before the libraries below make their threads
     os.environ["OMP_NUM_THREADS"] = "1"
 
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests file their runs in folders of their own
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,15 @@ def open_training(bundle_root: Path, synthetic: str, encoder, tmp_path_factory: 
         return open_verb(bundle_root, "train", "train", output_dir=str(output), **arguments)
 
     return open_training
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory):
+    """Address of a real MLflow server on this machine; it takes seconds to start."""
+    from mlflow_servers import mlflow_server
+
+    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="session")

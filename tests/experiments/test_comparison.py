@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -181,42 +174,6 @@ def test_a_metric_that_is_not_known_for_all_images_leaves_its_panel_empty():
 # --- stores
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A real MLflow server on this machine, which keeps runs in SQLite and serves artefacts."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store, artifacts = f"sqlite:///{folder / 'server.db'}", str(folder / "artifacts")
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", store, "--artifacts-destination", artifacts,
-    ]  # fmt: skip
-    log = (folder / "server.log").open("w")
-    # a session of its own, so that its workers end with it
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # not needed, and slow to start
-    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.5)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-
-
 def run_experiment(uri, tmp_path, name, children, **evaluating):
     store = ExperimentStore(uri, "ama_sam_experiments", name)
     training = FakeVerb("training", fails={"signed_seed0"})
@@ -233,14 +190,19 @@ def score(settings, image):
 
 
 @pytest.mark.slow
-def test_an_experiment_on_a_server_is_compared_from_the_server_alone(server, bundle_root, tmp_path):
+def test_an_experiment_on_a_server_is_compared_from_the_server_alone(mlflow_server, bundle_root, tmp_path):
     children = [Child(mode, mode, seed, groups) for seed in (0, 1) for groups in (1, None) for mode in ("joint", "ama")]
     images = {"tnbc": IMAGES[:8], "other": IMAGES[:3]}
     with pytest.raises(SystemExit, match="signed_seed0"):
         run_experiment(
-            server, tmp_path / "trained", "tnbc", [*children, Child("signed", "signed", 0)], images=images, score=score
+            mlflow_server,
+            tmp_path / "trained",
+            "tnbc",
+            [*children, Child("signed", "signed", 0)],
+            images=images,
+            score=score,
         )
-    overrides = {"tracking_uri": server, "metrics": ["dice", "hd95_px"], "run_id": "comparing"}
+    overrides = {"tracking_uri": mlflow_server, "metrics": ["dice", "hd95_px"], "run_id": "comparing"}
     open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path / "out"), **overrides).run()
 
     folder = tmp_path / "out" / "tnbc" / "comparison_testing"
@@ -259,25 +221,25 @@ def test_an_experiment_on_a_server_is_compared_from_the_server_alone(server, bun
     for picture in ("scores.png", "differences.png", "low_data.png"):
         assert np.asarray(Image.open(folder / picture).convert("L")).std() > 5, "something is drawn"
 
-    store = ExperimentStore(server, "ama_sam_experiments", "tnbc")
+    store = ExperimentStore(mlflow_server, "ama_sam_experiments", "tnbc")
     parent = store.find_parent()
     kept = {a.path for a in store.client.list_artifacts(parent.info.run_id, "comparison/testing")}
     assert {f"comparison/testing/{path.name}" for path in folder.glob("[!.]*")} == kept
 
 
 @pytest.mark.slow
-def test_what_cannot_be_compared_is_told(server, bundle_root, tmp_path):
+def test_what_cannot_be_compared_is_told(mlflow_server, bundle_root, tmp_path):
     def compare(**overrides):
-        overrides = {"tracking_uri": server, "metrics": "dice", "run_id": "comparing", **overrides}
+        overrides = {"tracking_uri": mlflow_server, "metrics": "dice", "run_id": "comparing", **overrides}
         with pytest.raises(Exception) as told:  # noqa: B017 which class MONAI wraps it in does not matter
             open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path), **overrides).run()
         assert isinstance(root_cause(told.value), DataError)
         return str(root_cause(told.value))
 
     with pytest.raises(SystemExit):
-        run_experiment(server, tmp_path, "failed", [Child("signed", "signed", 0)])
-    run_experiment(server, tmp_path, "unpaired", [Child("joint", "joint", 0)])
-    run_experiment(server, tmp_path, "unpaired", [Child("ama", "ama", 0)], images={"tnbc": ["a"]})
+        run_experiment(mlflow_server, tmp_path, "failed", [Child("signed", "signed", 0)])
+    run_experiment(mlflow_server, tmp_path, "unpaired", [Child("joint", "joint", 0)])
+    run_experiment(mlflow_server, tmp_path, "unpaired", [Child("ama", "ama", 0)], images={"tnbc": ["a"]})
     assert "no experiment 'nowhere'" in compare(experiment_name="nowhere")
     assert "'nobody'" in (message := compare(name="nobody")) and "unpaired" in message, "those there are are named"
     assert "signed_seed0: training: it broke" in compare(name="failed")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import FakeVerb, open_verb
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
@@ -16,6 +17,7 @@ from scripts.experiments.plan import Child
 from scripts.experiments.verbs import BundleVerb
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
+from scripts.training.checkpoints import read_checkpoint
 
 JOINT, AMA = Child("joint", "joint", 0), Child("ama", "ama", 0)
 
@@ -118,13 +120,42 @@ def test_a_child_that_was_interrupted_while_evaluating_is_not_trained_again(make
     assert again.training.calls == [] and len(again.evaluating.calls) == 1
 
 
-def test_a_checkpoint_that_cannot_be_used_is_given_up_for_a_new_start(make):
+def test_a_checkpoint_that_cannot_be_read_is_laid_aside_for_a_new_start(make, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make([AMA], training=FakeVerb("training", stops_after={"ama_seed0": 1}, error=KeyboardInterrupt)).run()
-    again = make([AMA], training=FakeVerb("training", refuses_checkpoint=True))
+    checkpoint = tmp_path / "tnbc" / "ama_seed0" / "checkpoint.pt"
+    checkpoint.write_bytes(broken := checkpoint.read_bytes()[:100])
+    again = make([AMA])
     again.run()
-    assert [s["resume"] for s in again.training.calls] == [True, False]
+    assert [s["resume"] for s in again.training.calls] == [False]
     assert runs_of(again)["ama_seed0"].info.status == "FINISHED"
+    assert checkpoint.with_name("checkpoint_unreadable.pt").read_bytes() == broken
+
+
+def test_a_resume_that_fails_costs_no_checkpoint(make, tmp_path, capsys):
+    """Memory or disk may have been full: hours of training are not thrown away for that."""
+    with pytest.raises(KeyboardInterrupt):
+        make([AMA], training=FakeVerb("training", stops_after={"ama_seed0": 1}, error=KeyboardInterrupt)).run()
+    checkpoint = tmp_path / "tnbc" / "ama_seed0" / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+    failing = make([AMA], training=FakeVerb("training", refuses_checkpoint=True))
+    with pytest.raises(SystemExit):
+        failing.run()
+    assert [s["resume"] for s in failing.training.calls] == [True] and checkpoint.read_bytes() == before
+    assert f"it went on from {checkpoint}" in capsys.readouterr().out
+    make([AMA]).run()
+
+
+def test_a_training_that_was_finished_is_not_done_again(make, tmp_path):
+    """Killed between the end of the training and the line that says so in the child's folder."""
+    with pytest.raises(KeyboardInterrupt):
+        make([AMA], evaluating=FakeVerb("evaluating", stops_after={"ama_seed0": 0}, error=KeyboardInterrupt)).run()
+    folder = tmp_path / "tnbc" / "ama_seed0"
+    (folder / "state.json").write_text((folder / "state.json").read_text().replace("true", "false"))
+    torch.save({**read_checkpoint(folder / "checkpoint.pt"), "finished": True}, folder / "checkpoint.pt")
+    again = make([AMA])
+    again.run()
+    assert again.training.calls == [] and len(again.evaluating.calls) == 1
 
 
 def test_other_settings_under_the_same_name_are_refused_before_anything_runs(make):
@@ -136,12 +167,13 @@ def test_other_settings_under_the_same_name_are_refused_before_anything_runs(mak
     make([JOINT], training=FakeVerb("training", {"max_epochs": 8}), name="longer").run()
 
 
-def test_an_unfinished_child_of_other_settings_is_started_anew(make):
+def test_an_unfinished_child_of_other_settings_is_started_anew(make, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make([AMA], training=FakeVerb("training", stops_after={"ama_seed0": 1}, error=KeyboardInterrupt)).run()
     again = make([AMA], training=FakeVerb("training", {"max_epochs": 2}))
     again.run()
     assert [s["resume"] for s in again.training.calls] == [False]
+    assert (tmp_path / "tnbc" / "ama_seed0" / "checkpoint_of_other_settings.pt").is_file()
     assert len(again.store.children(again.store.find_parent())) == 2, "the interrupted run keeps its own settings"
 
 
