@@ -21,6 +21,7 @@ from scripts.preparing.stains import stain_of
 
 __all__ = ["DOMAIN_FILES", "Task", "convert", "file_names"]
 
+# with them on its list the folder of a domain is ours
 DOMAIN_FILES = ("split.json", "dataset.json", "contact_sheet.png")
 TINY = 10  # pixels; smaller nuclei are told
 
@@ -100,7 +101,8 @@ def convert(task: Task) -> dict:
         "findings": [asdict(finding) for finding in findings],
     }
     folder = task.output_dir / record["domain"]
-    OwnFiles(folder).add(DOMAIN_FILES)  # with them the folder is ours
+    if task.by_stain:  # the domain was not known before
+        OwnFiles(folder).add(DOMAIN_FILES)
     for part, pixels in (("images", image), ("labels", label)):
         with atomic_path(folder / part / f"{task.file}.png") as partial:
             Image.fromarray(pixels).save(partial)

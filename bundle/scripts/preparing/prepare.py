@@ -17,7 +17,7 @@ from scripts.errors import DataError
 from scripts.files import has_columns, read_json, sha256_of, write_json, write_table
 from scripts.owned import OwnFiles
 from scripts.preparing.contact_sheet import write_contact_sheet
-from scripts.preparing.converting import Task, convert, file_names
+from scripts.preparing.converting import DOMAIN_FILES, Task, convert, file_names
 from scripts.preparing.download import download_dataset
 from scripts.preparing.formats.reading import find_samples
 from scripts.preparing.layouts import Sample, Skipped
@@ -141,6 +141,8 @@ def _convert(
         Task(sample, output_dir, _domain(sample, name), file, work / "records" / f"{file}.json", key, by_stain)
         for sample, file in zip(samples, file_names(list(samples)))
     ]
+    for domain in sorted({task.domain for task in tasks if not task.by_stain}):
+        OwnFiles(output_dir / domain).add(DOMAIN_FILES)  # here, for the processes would do so at once
     workers = min(workers or os.cpu_count() or 1, len(tasks))
     progress = {"total": len(tasks), "desc": f"preparing {name}", "unit": "image"}
     if workers == 1:
