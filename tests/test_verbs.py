@@ -175,7 +175,7 @@ def test_train_evaluate_and_segment_from_the_command_line(bundle_root, shipped, 
         assert isinstance(domain["undefined"], int)
     with (out / "metrics.csv").open() as f:
         assert len(list(csv.DictReader(f))) == sum(d["images"] for d in metrics["domains"].values())
-    assert len(list((out / "overlays").glob("synthetic_pink_*.png"))) == 3
+    assert len(list((out / "overlays").glob("synthetic_pink_*.png"))) == 6
     assert "dice" in printed
 
 

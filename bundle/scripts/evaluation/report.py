@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 from scripts.files import atomic_path, write_json, write_table
 from scripts.nuclei.metrics import image_metrics, known_mpp
-from scripts.nuclei.overlays import overlay
+from scripts.nuclei.overlays import fate_overlay, overlay
 from scripts.owned import OwnFiles
 from scripts.processes import gather
 
@@ -39,12 +39,13 @@ class EvaluationReport:
 
     Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255], ``label`` (1, H, W) instance
     map, ``mask`` and ``instances`` (1, H, W), ``domain_name`` (str), ``mpp`` (float; None or NaN if unknown), the file
-    name from the image's meta data, and if there, ``calibration`` and ``domain_score``. At the end of the run it writes
-    into ``output_dir``
+    name from the image's meta data, and if there, ``calibration``, ``fates`` and ``domain_score``. At the end of the
+    run it writes into ``output_dir``
 
     - ``metrics.csv``: one row per image;
     - ``metrics.json``: ``units``, ``domains`` and ``overall`` as given by :func:`summarise`, and ``provenance``;
     - ``overlays/<domain>_<worst|median|best>_<stem>.png``: three images of each domain, chosen by Dice;
+    - ``overlays/<domain>_<worst|median|best>_<stem>_fates.png``: the same ones, coloured by the fate of each nucleus;
 
     prints a table, and leaves ``<domain>_<metric>`` means in ``engine.state.metrics``. List it before the MLflow
     handler, which logs what it finds there. Of several processes, which take the images in turn, the first one writes
@@ -93,7 +94,7 @@ class EvaluationReport:
             )
             name = str(item["image"].meta["filename_or_obj"])
             domain = score.values() if (score := item.get("domain_score")) else {}
-            extra = {**item.get("calibration", {}), **domain}
+            extra = {**item.get("calibration", {}), **item.get("fates", {}), **domain}
             self.rows.append({"file": name, "domain": item["domain_name"], "mpp": mpp, **scores, **extra})
 
     def _finish(self, engine: Engine) -> None:
@@ -130,11 +131,16 @@ class EvaluationReport:
                 if row["file"] not in own:  # another process has it
                     continue
                 file = Path(row["file"])
-                title = f"{file.name}   Dice {row['dice']:.3f}   AJI {row['aji']:.3f}   prediction yellow, truth cyan"
+                title = f"{file.name}   Dice {row['dice']:.3f}   AJI {row['aji']:.3f}   "
                 with np.load(self._kept_file(own.index(row["file"]))) as kept:
-                    drawn = overlay(kept["image"], kept["pred"], kept["true"], title)
-                with atomic_path(self.files.path(f"overlays/{domain}_{rank}_{file.stem}.png")) as path:
-                    Image.fromarray(drawn).save(path)
+                    maps = kept["image"], kept["pred"], kept["true"]
+                drawn = {
+                    "": overlay(*maps, title + "prediction yellow, truth cyan"),
+                    "_fates": fate_overlay(*maps, title + "truth by fate"),
+                }
+                for suffix, picture in drawn.items():
+                    with atomic_path(self.files.path(f"overlays/{domain}_{rank}_{file.stem}{suffix}.png")) as path:
+                        Image.fromarray(picture).save(path)
         self._kept.cleanup()
 
     def _kept_file(self, index: int) -> Path:

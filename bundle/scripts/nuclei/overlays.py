@@ -3,12 +3,23 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from scripts.nuclei.fates import DETECTION_FATES, TRUE_FATES, fates
 
-__all__ = ["overlay"]
+__all__ = ["fate_overlay", "overlay"]
 
 # told apart by red-green colour-blind readers; both stand out on dark nuclei and on pale tissue
 PREDICTION_COLOUR = (255, 225, 0)  # yellow
 TRUTH_COLOUR = (0, 230, 255)  # cyan
+# Okabe and Ito's, told apart by colour-blind readers; false detections are no fate of a true nucleus
+FATE_COLOURS = {
+    "matched": (255, 255, 255),
+    "merged": (213, 94, 0),
+    "split": (86, 180, 233),
+    "missed": (240, 228, 66),
+    "mostly missed": (0, 158, 115),
+    "wrong outline": (0, 114, 178),
+    "false": (0, 0, 0),
+}
 SMALL_SIDE = 640  # longest side in pixels up to which an image is drawn twice as large
 TITLE_HEIGHT = 24
 
@@ -44,6 +55,42 @@ def overlay(
     return canvas if title is None else np.concatenate([_title_strip(title, canvas.shape[1]), canvas])
 
 
+def fate_overlay(image: np.ndarray, pred_instances: np.ndarray, true_instances: np.ndarray, title: str) -> np.ndarray:
+    """
+    Draw the outlines of true nuclei in the colour of their fate, and those of (mostly) false detections in black.
+
+    The fates are those of :func:`scripts.nuclei.fates.fates`. A second strip below the title is the legend, with the
+    number of each.
+
+    Args:
+        image: (3, H, W) RGB in [0, 255].
+        pred_instances: (H, W) or (1, H, W) instance map.
+        true_instances: same shape.
+        title: text for the strip above.
+
+    Returns:
+        uint8 (H', W', 3), enlarged as :func:`overlay` does.
+    """
+    pred, true = (values.reshape(values.shape[-2:]) for values in (pred_instances, true_instances))
+    found = fates(pred, true)
+    names = [*FATE_COLOURS]
+    is_false = np.isin(found.detections, [DETECTION_FATES.index(fate) for fate in ("false", "mostly false")])
+    drawn = [
+        (true, found.true_ids, np.array([names.index(fate) for fate in TRUE_FATES])[found.true]),
+        (pred, found.detection_ids[is_false], np.full(is_false.sum(), names.index("false"))),
+    ]
+    scale = 2 if max(image.shape[1:]) <= SMALL_SIDE else 1
+    canvas = _enlarge(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0), scale)
+    colours = np.array([*FATE_COLOURS.values()], np.uint8)
+    for instances, ids, kinds in drawn:
+        kind_of = np.full(instances.max(initial=0) + 1, -1)
+        kind_of[ids] = kinds
+        kind = np.where(_outline(instances, scale, outside=False), kind_of[_enlarge(instances, scale)], -1)
+        canvas[kind >= 0] = colours[kind[kind >= 0]]
+    counts = np.bincount(np.concatenate([kinds for *_, kinds in drawn]), minlength=len(names))
+    return np.concatenate([_title_strip(title, canvas.shape[1]), _legend_strip(counts, canvas.shape[1]), canvas])
+
+
 def _outline(instances: np.ndarray, scale: int, outside: bool) -> np.ndarray:
     """
     The outermost pixels of nuclei, or with ``outside`` those of the background around them (and between two that
@@ -66,4 +113,23 @@ def _enlarge(plane: np.ndarray, scale: int) -> np.ndarray:
 def _title_strip(title: str, width: int) -> np.ndarray:
     strip = Image.new("RGB", (width, TITLE_HEIGHT))
     ImageDraw.Draw(strip).text((6, 4), title, fill="white", font=ImageFont.load_default(size=14))
+    return np.asarray(strip)
+
+
+def _legend_strip(counts: np.ndarray, width: int) -> np.ndarray:
+    """The colours with their names and counts on grey; as many lines as the width asks for."""
+    font = ImageFont.load_default(size=12)
+    entries = [(f"{name} {count}", colour) for (name, colour), count in zip(FATE_COLOURS.items(), counts)]
+    places, x, line = [], 6, 0
+    for text, _ in entries:
+        needed = 18 + int(font.getlength(text)) + 14
+        if x > 6 and x + needed > width:
+            x, line = 6, line + 1
+        places.append((x, line * TITLE_HEIGHT))
+        x += needed
+    strip = Image.new("RGB", (width, (line + 1) * TITLE_HEIGHT), (120, 120, 120))
+    draw = ImageDraw.Draw(strip)
+    for (text, colour), (x, y) in zip(entries, places):
+        draw.rectangle((x, y + 6, x + 12, y + 18), fill=colour)
+        draw.text((x + 18, y + 4), text, fill="white", font=font)
     return np.asarray(strip)
