@@ -99,7 +99,7 @@ def test_training_on_stored_features_equals_training_with_the_encoder(open_train
     losses = {}
     for name, overrides in (
         ("stored", {}),
-        ("computed", {"train::preprocessing::transforms::6::keys": ["image", "target", "domain"]}),
+        ("computed", {"train::preprocessing::transforms::7::keys": ["image", "target", "domain"]}),
         ("other seed", {"seed": 1}),
     ):
         workflow = open_training(tmp_path, **on, **overrides)

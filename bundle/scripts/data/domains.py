@@ -23,7 +23,7 @@ __all__ = [
 
 GROUP_KEYS = ("patient", "field", "group")
 REQUIRED_KEYS = {"name", "role", "root"}
-OPTIONAL_KEYS = {"datalist", "mpp"}
+OPTIONAL_KEYS = {"datalist", "gaps", "mpp"}
 LABELLED = "labelled"  # name of the primary whose images a server hands over
 
 
@@ -76,7 +76,9 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
     Check a domain list and return it with the primary first, the order that gives every domain its index.
 
     Entries are ``{"name", "role": "primary" | "auxiliary", "root"}`` with optional ``"datalist"`` (a JSON file,
-    relative to root, or what such a file holds) and ``"mpp"`` (micrometres per pixel). Roots become absolute.
+    relative to root, or what such a file holds), ``"mpp"`` (micrometres per pixel) and ``"gaps"`` ("close" for labels
+    drawn with a line of background between nuclei that touch, else "keep"; see ``annotation_style.tell_gaps``). Roots
+    become absolute.
 
     Raises:
         DataError: unless exactly one domain is primary, names are unique and all keys and values are valid.

@@ -79,15 +79,16 @@ def fates(pred: np.ndarray, true: np.ndarray) -> Fates:
     )
 
 
-def touching(instances: np.ndarray) -> np.ndarray:
+def touching(instances: np.ndarray, near: int = NEAR) -> np.ndarray:
     """
-    (N,) bool, for the ids of an (H, W) instance map in ascending order: whether another nucleus is at most one pixel
-    of background away. So nuclei touch in annotations that let them share a border and in those that draw a line.
+    (N,) bool, for the ids of an (H, W) instance map in ascending order: whether a pixel of another nucleus lies within
+    ``near`` rows and columns. 1 asks for a shared border; 2 lets one pixel of background lie between, so that nuclei
+    touch both in annotations that let them share a border and in those that draw a line.
     """
     ids, index, _ = _numbered(instances)
     index = index.reshape(instances.shape)
     result = np.zeros(len(ids) + 1, bool)
-    shifts = [(y, x) for y in range(NEAR + 1) for x in range(-NEAR, NEAR + 1) if y > 0 or x > 0]
+    shifts = [(y, x) for y in range(near + 1) for x in range(-near, near + 1) if y > 0 or x > 0]
     height, width = index.shape
     for y, x in shifts:
         one = index[y:, max(x, 0) : width + min(x, 0)]
