@@ -5,7 +5,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
-from scripts.data.transforms import SplitTargetsd, ToInputSized, ToTargetMppd, normalised_distance
+from scripts.data.transforms import SplitTargetsd, ToInputSized, ToTargetMppd
+from scripts.nuclei.targets import normalised_distance
 
 
 def make_item(height=90, width=120, **extra):
@@ -60,10 +61,10 @@ def test_distance_of_extreme_maps():
 
 
 def test_one_channel_is_the_foreground():
-    item = SplitTargetsd(channels=1)(make_item())
+    item = SplitTargetsd(targets="foreground")(make_item())
     assert item["target"].shape == (1, 90, 120)
-    with pytest.raises(ValueError, match="channels"):
-        SplitTargetsd(channels=3)
+    with pytest.raises(ValueError, match="targets must be one of foreground, distance, border, hv, got 'flow'"):
+        SplitTargetsd(targets="flow")
 
 
 # pixel size ---------------------------------------------------------------------------------------------------------

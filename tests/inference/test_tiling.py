@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from fakes import TinyEncoder
 from monai.data import MetaTensor
+from scripts.inference.flips import flip_network
 from scripts.inference.tiling import TileInferer
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
+from scripts.nuclei.targets import make_targets
 
 
 class Recorder(torch.nn.Module):
@@ -128,3 +131,20 @@ def test_meta_data_and_own_settings_survive():
 def test_a_tile_the_network_cannot_take_is_refused():
     with pytest.raises(ValueError, match="multiple of size_multiple, got 100 and 32"):
         TileInferer(roi_size=100)
+
+
+def test_flips_turn_the_places_of_pixels_over():
+    """A network that is right on every flip: its mean over flips is right too."""
+    label = np.kron(np.array([[1, 2, 0], [3, 0, 4]], np.int32), np.ones((12, 9), np.int32))
+
+    class Right(torch.nn.Module):
+        targets = "hv"
+
+        def forward(self, x):
+            target = torch.as_tensor(make_targets(x[0, 0].numpy().astype(np.int32), "hv"))
+            return target.clamp(0.01, 0.99).logit()[None]
+
+    image = torch.as_tensor(label).float().expand(1, 3, *label.shape)
+    told = flip_network(Right(), "images")(image)[0]
+    torch.testing.assert_close(told[:3], Right()(image)[0], atol=1e-3, rtol=1e-3)
+    assert told[3].max() < 1e-3, "no spread"

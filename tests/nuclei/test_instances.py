@@ -26,7 +26,7 @@ def discs(*circles: tuple[int, int, int], side: int = 100) -> np.ndarray:
 
 def ideal_logits(label: np.ndarray, channels: int = 2) -> np.ndarray:
     """What a perfect network says about a label map."""
-    from scripts.data.transforms import normalised_distance
+    from scripts.nuclei.targets import normalised_distance
 
     foreground = np.where(label > 0, 8.0, -8.0)
     distance = logit(np.clip(normalised_distance(label), 1e-3, 1 - 1e-3))
@@ -154,7 +154,7 @@ def test_the_channel_behind_the_networks_own_is_the_spread():
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 2, 8, 8)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"logits must be \(1, H, W\) or \(2, H, W\), got"):
+    with pytest.raises(ValueError, match=r"logits must be \(2, H, W\) or \(1, H, W\), got"):
         logits_to_instances(np.zeros(shape, np.float32))
 
 

@@ -206,7 +206,12 @@ def test_single_domain_training_has_no_adversary_and_no_other_domain(open_traini
 
 def test_overrides_reach_the_objects(open_training, tmp_path):
     parser = open_training(
-        tmp_path, learning_rate=0.5, lambda_max=0.7, auxiliary_weight=0.25, primary="synthetic_dark", out_channels=1
+        tmp_path,
+        learning_rate=0.5,
+        lambda_max=0.7,
+        auxiliary_weight=0.25,
+        primary="synthetic_dark",
+        targets="foreground",
     ).parser
     assert parser.get_parsed_content("optimizer").defaults["lr"] == 0.5
     iteration = parser.get_parsed_content("train::trainer")._process_function
@@ -216,7 +221,7 @@ def test_overrides_reach_the_objects(open_training, tmp_path):
 
 
 def test_the_papers_single_channel_trains(open_training, tmp_path):
-    open_training(tmp_path, out_channels=1, max_epochs=1).run()
+    open_training(tmp_path, targets="foreground", max_epochs=1).run()
     model = read_model_file(tmp_path / "synthetic_pink_ama_seed0" / "model.pt")
     assert model["model"]["decoder.head.weight"].shape[0] == 4, "one channel for each pixel of a 2x2 square"
 

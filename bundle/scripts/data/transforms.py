@@ -7,10 +7,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type
-from scipy import ndimage
 from scripts.data.pixel_size import same_mpp
+from scripts.nuclei.targets import channel_count, make_targets
 
-__all__ = ["SplitTargetsd", "ToInputSized", "ToTargetMppd", "normalised_distance"]
+__all__ = ["SplitTargetsd", "ToInputSized", "ToTargetMppd"]
 
 
 class ToTargetMppd(Transform):
@@ -118,58 +118,27 @@ def _with_mpp(image: torch.Tensor, mpp: float) -> torch.Tensor:
 
 class SplitTargetsd(MapTransform):
     """
-    Make the training target (channels, H, W) float32 from an instance map (1, H, W).
-
-    Channel 0 is the foreground in {0, 1}: every labelled pixel. Channel 1 is :func:`normalised_distance`.
+    Make the training target (channels, H, W) float32 in [0, 1] from an instance map (1, H, W).
 
     Args:
         keys: key of the instance map.
         target_key: key of the result; the instance map is kept.
-        channels: 2, or 1 for the foreground alone.
+        targets: what is taught, see :func:`scripts.nuclei.targets.make_targets`.
     """
 
     version = 1
 
-    def __init__(self, keys: Sequence[str] | str = "label", target_key: str = "target", channels: int = 2) -> None:
+    def __init__(
+        self, keys: Sequence[str] | str = "label", target_key: str = "target", targets: str = "distance"
+    ) -> None:
         super().__init__(keys)
-        if channels not in (1, 2):
-            raise ValueError(f"channels must be 1 (foreground) or 2 (foreground, distance), got {channels}.")
+        channel_count(targets)  # a wrong name must be told here, not when the first image is read
         self.target_key = target_key
-        self.channels = channels
+        self.targets = targets
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
-        label = np.asarray(item[self.keys[0]])[0]
-        target = [(label > 0).astype(np.float32)]
-        if self.channels == 2:
-            target.append(normalised_distance(label))
-        item[self.target_key] = MetaTensor(np.stack(target), meta=getattr(item[self.keys[0]], "meta", None))
+        label = item[self.keys[0]]
+        target = make_targets(np.asarray(label)[0], self.targets)
+        item[self.target_key] = MetaTensor(target, meta=getattr(label, "meta", None))
         return item
-
-
-def normalised_distance(label: np.ndarray) -> np.ndarray:
-    """
-    Per-nucleus distance map, as in the distance regression of Naylor et al. (2019), doi:10.1109/TMI.2018.2865709.
-
-    For a pixel of a nucleus: the Euclidean distance to the nearest pixel that is not of this nucleus, be it
-    background or a touching neighbour, divided by the greatest such distance in the nucleus. The image border is
-    no border of a nucleus.
-
-    Args:
-        label: (H, W) integer instance map, 0 is background.
-
-    Returns:
-        (H, W) float32 in [0, 1]: 1 at the centre of every nucleus, towards 0 at its border, 0 in the background.
-    """
-    result = np.zeros(label.shape, np.float32)
-    for index, box in enumerate(ndimage.find_objects(label), start=1):
-        if box is None:
-            continue
-        # one pixel of margin shows the surroundings, except at the image border
-        window = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-        nucleus = label[window] == index
-        if nucleus.all():  # nothing but this nucleus in the whole image: there is no border to measure from
-            return nucleus.astype(np.float32)
-        distance = ndimage.distance_transform_edt(nucleus)
-        result[window] += (distance / distance.max()).astype(np.float32)
-    return result

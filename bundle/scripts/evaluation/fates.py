@@ -55,10 +55,11 @@ class FateReport:
 
     def _measure(self, engine: Engine) -> None:
         for batch_item, item in zip(engine.state.batch, engine.state.output):
-            true, pred = (np.asarray(values.cpu())[0] for values in (batch_item["label"], item["instances"]))
+            both = {**batch_item, **item}  # the image, too, as the item gives it back: in the pixels of the label
+            true, pred = (np.asarray(both[key].cpu())[0] for key in ("label", "instances"))
             found, touch = fates(pred, true), touching(true)
-            stands_out = contrast(np.asarray(batch_item["image"].cpu()), true)
-            about = {"file": str(batch_item["image"].meta["filename_or_obj"]), "domain": batch_item["domain_name"]}
+            stands_out = contrast(np.asarray(both["image"].cpu()), true)
+            about = {"file": str(both["image"].meta["filename_or_obj"]), "domain": both["domain_name"]}
             areas = np.bincount(true.ravel())
             rows = [
                 {

@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from scripts.nuclei.targets import CHANNELS
 from torch import nn
 
 __all__ = ["FLIPS", "flip_network"]
 
 FLIPS = ("none", "features", "images")
 VIEWS = ((), (-1,), (-2,), (-2, -1))  # as it is, mirrored, upside down, both
+SIDES = {"horizontal": -1, "vertical": -2}  # channels that tell sides apart, and the axis that exchanges these
 SMALLEST = 1e-6  # probability beyond which a logit says nothing more
 
 
@@ -23,7 +25,8 @@ def flip_network(network: nn.Module, flips: str) -> Callable[[torch.Tensor], tor
     other answers are worse: the logits then are those without flips.
 
     Args:
-        network: (B, 3, H, W) -> logits (B, C, H, W), foreground first; for ``features`` an ``AMASAM``.
+        network: (B, 3, H, W) -> logits (B, C, H, W), foreground first; for ``features`` an ``AMASAM``. Its ``targets``,
+            if it has any, tell which channels turn over with a flip.
         flips: ``none`` gives the network itself back; ``features``; ``images``.
 
     Raises:
@@ -34,7 +37,8 @@ def flip_network(network: nn.Module, flips: str) -> Callable[[torch.Tensor], tor
     if flips == "none":
         return network
     if flips == "images":
-        return lambda x: _mean_and_spread([network(x.flip(dims)).flip(dims) for dims in VIEWS])
+        targets = getattr(network, "targets", "distance")
+        return lambda x: _mean_and_spread([_flipped_back(network(x.flip(dims)), dims, targets) for dims in VIEWS])
     if not (hasattr(network, "image_encoder") and hasattr(network, "decoder")):
         raise ValueError(f"{type(network).__name__} has no features to flip: use flips images, or none")
 
@@ -46,6 +50,15 @@ def flip_network(network: nn.Module, flips: str) -> Callable[[torch.Tensor], tor
         return torch.cat([views[0].float(), _mean_and_spread(views)[:, -1:]], dim=1)
 
     return forward
+
+
+def _flipped_back(logits: torch.Tensor, dims: tuple[int, ...], targets: str) -> torch.Tensor:
+    """Logits of a flipped image as those of the image; what lay left of a nucleus' middle now lies right of it."""
+    logits = logits.flip(dims)
+    for channel, name in enumerate(CHANNELS[targets]):
+        if SIDES.get(name) in dims:
+            logits[:, channel] = -logits[:, channel]
+    return logits
 
 
 def _mean_and_spread(views: list[torch.Tensor]) -> torch.Tensor:

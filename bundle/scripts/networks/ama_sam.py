@@ -22,10 +22,12 @@ class AMASAM(nn.Module):
     Args:
         image_encoder: frozen encoder, image -> list of features (see ``sam_encoders.FrozenEncoder``).
         decoder: features and image -> logits and aligned features (see ``decoder.Decoder``).
+        targets: what the channels mean, a key of ``nuclei.targets.CHANNELS``; model files tell it.
     """
 
-    def __init__(self, image_encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, image_encoder: nn.Module, decoder: nn.Module, targets: str = "distance") -> None:
         super().__init__()
+        self.targets = targets
         self.image_encoder = image_encoder
         self.decoder = decoder
         # MONAI's tools and the model zoo load a model file as it is
@@ -37,6 +39,6 @@ class AMASAM(nn.Module):
             image: (B, 3, H, W) RGB in [0, 255]; H and W multiples of ``image_encoder.size_multiple``.
 
         Returns:
-            logits (B, C, H, W): channel 0 foreground; channel 1, if any, distance to the nucleus' border.
+            logits (B, C, H, W): channel 0 foreground; the others, if any, separate nuclei as ``targets`` says.
         """
         return self.decoder(self.image_encoder(image), image)[0]

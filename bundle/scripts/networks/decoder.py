@@ -14,7 +14,7 @@ class Decoder(nn.Module):
     What turns a frozen encoder's features into logits; the part of the network that is trained.
 
     Args:
-        out_channels: of the logits: 1 for the foreground alone, 2 to add the distance that separates touching nuclei.
+        out_channels: of the logits: the foreground, and those that separate touching nuclei.
         aligned_channels: of the features that a domain discriminator reads.
         settings: plain values with which the constructor, beside the encoder's channels and strides, makes the same
             decoder again; a model file holds them.

@@ -72,7 +72,7 @@ class HRDecoder(Decoder):
         in_channels: channels of the encoder's features, fine to coarse.
         strides: their strides in input pixels; each one of 4, 8, 16, several features may share a stride.
         size: ``light``, ``standard``, ``wide`` or ``quarter``, see :data:`SIZES`.
-        out_channels: 1 for the foreground logit alone, 2 to add the distance logit that separates touching nuclei.
+        out_channels: the foreground logit, and those that separate touching nuclei (``nuclei.targets.CHANNELS``).
         aligned_stride: stride of the features the domain discriminator sees: 4, 8 or 16.
     """
 
@@ -93,8 +93,8 @@ class HRDecoder(Decoder):
             raise ValueError(f"aligned_stride must be 4, 8 or 16, got {aligned_stride}")
         if size not in SIZES:
             raise ValueError(f"size of the decoder must be one of {', '.join(SIZES)}, got '{size}'")
-        if out_channels not in (1, 2):
-            raise ValueError(f"out_channels must be 1 or 2, got {out_channels}")
+        if out_channels < 1:
+            raise ValueError(f"out_channels must be at least 1, got {out_channels}")
         channels = {stride: width for stride, (width, _) in SIZES[size].items()}
         convolutions = {stride: number for stride, (_, number) in SIZES[size].items()}
         super().__init__(

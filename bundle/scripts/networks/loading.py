@@ -10,7 +10,7 @@ from scripts.errors import DataError
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.exported import read_export
 from scripts.networks.model_file import read_model_file, write_model_file
-from scripts.networks.model_info import DECODERS, EXPORTS, ModelInfo, describe_decoder, model_info
+from scripts.networks.model_info import DECODERS, EXPORTS, ModelInfo, describe_decoder, model_info, taught
 from scripts.networks.sam_encoders import BACKBONES, build_encoder
 from torch import nn
 
@@ -39,13 +39,18 @@ def save_model(
         "model": state,
         "backbone": network.image_encoder.backbone_type,
         "decoder": describe_decoder(network.decoder),
+        "targets": network.targets,
         "provenance": dict(provenance),
     }
     write_model_file(path, {**content, **(about or {})})
 
 
 def build_network(
-    path: str | os.PathLike, backbone: str, decoder: Mapping[str, Any], precision: str = "float32"
+    path: str | os.PathLike,
+    backbone: str,
+    decoder: Mapping[str, Any],
+    precision: str = "float32",
+    targets: str = "distance",
 ) -> AMASAM:
     """
     A network with random weights, as a model file describes it.
@@ -55,6 +60,7 @@ def build_network(
         backbone: see ``model_info.ModelInfo``.
         decoder: see there.
         precision: of the encoder's arithmetic, see ``sam_encoders.FrozenEncoder``.
+        targets: see ``model_info.ModelInfo``.
 
     Raises:
         DataError: for an encoder or a decoder that is none of ours.
@@ -65,7 +71,7 @@ def build_network(
         what = f"encoder '{backbone}'" if backbone not in BACKBONES else f"decoder '{kind}'"
         raise DataError(path, f"its {what} is none of this version's", "Give a network of your own to load_network")
     encoder = build_encoder(backbone, precision)
-    return AMASAM(encoder, DECODERS[kind](encoder.channels, encoder.strides, **settings))
+    return AMASAM(encoder, DECODERS[kind](encoder.channels, encoder.strides, **settings), targets)
 
 
 def load_network(
@@ -97,7 +103,7 @@ def load_network(
         return read_export(path, device)
     if network is None:
         info = info or model_info(path)
-        network = build_network(path, info.backbone, info.decoder, precision)
+        network = build_network(path, info.backbone, info.decoder, precision, info.targets)
     return load_model(network.to(device), path)
 
 
@@ -144,6 +150,8 @@ def _fill(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLik
         raise DataError(
             path, f"it holds a {content['backbone']} model, not {expected}", f"Add --backbone {content['backbone']}"
         )
+    if (targets := taught(content)) != network.targets:
+        raise DataError(path, f"it was taught {targets}, not {network.targets}", f"Add --targets {targets}")
     try:
         network.load_state_dict(content["model"], strict=True)
     except RuntimeError as e:

@@ -17,7 +17,7 @@ from scripts.networks.model_file import read_model_file
 from scripts.networks.sam_encoders import build_encoder
 from torch import nn
 
-__all__ = ["DECODERS", "EXPORTS", "ModelInfo", "describe_decoder", "model_info"]
+__all__ = ["DECODERS", "EXPORTS", "ModelInfo", "describe_decoder", "model_info", "taught"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class ModelInfo:
         mpp: pixel size it was trained at, in micrometres; None if nobody said.
         domains: name and role of those it was trained on, the primary first.
         nucleus_area_px: median area of the nuclei of each domain it was trained on, in pixels at ``mpp``.
+        targets: what the channels mean, a key of ``nuclei.targets.CHANNELS``.
         version: of the bundle that wrote it.
         lacks: names of what an old file does not tell and had to be assumed.
     """
@@ -48,6 +49,7 @@ class ModelInfo:
     mpp: float | None = None
     domains: Sequence[Mapping[str, str]] = ()
     nucleus_area_px: Mapping[str, float] | None = None
+    targets: str | None = None
     version: str | None = None
     lacks: Sequence[str] = ()
 
@@ -64,17 +66,18 @@ def model_info(
 
     Args:
         path: the file.
-        given: what a user says of it, by key: ``backbone`` and those of :data:`SETTINGS`; None says nothing. Where the
-            file says it too, both must be the same; where an old file does not, this is taken.
+        given: what a user says of it, by key: ``backbone``, ``targets`` and those of :data:`SETTINGS`; None says
+            nothing. Where the file says it too, both must be the same; where an old file or an export does not, this
+            is taken.
         needs: keys that must be known, and not assumed.
 
     Raises:
         DataError: when the file cannot be read, contradicts what is given, or lacks what is needed.
     """
-    if path is None or Path(path).suffix in EXPORTS:
-        return ModelInfo()
-    content = read_model_file(path)
     said = {key: value for key, value in (given or {}).items() if value is not None}
+    if path is None or Path(path).suffix in EXPORTS:
+        return ModelInfo(targets=said.get("targets"))
+    content = read_model_file(path)
     decoder, lacks = content.get("decoder"), []
     if decoder is None:
         decoder, lacks = _recognised(path, content)
@@ -82,7 +85,12 @@ def model_info(
             decoder[SETTINGS[key]] = said[key]
             lacks.remove(key)
     lacks += [key for key in ("mpp", "domains") if not content.get(key)]
-    known = {"backbone": content["backbone"], **{key: decoder.get(name) for key, name in SETTINGS.items()}}
+    targets = taught(content)
+    known = {
+        "backbone": content["backbone"],
+        "targets": targets,
+        **{key: decoder.get(name) for key, name in SETTINGS.items()},
+    }
     for key, value in said.items():
         if str(value) != str(known[key]):
             hint = f"Leave --{key} out: a model file knows it"
@@ -97,6 +105,7 @@ def model_info(
         mpp=content.get("mpp"),
         domains=content.get("domains") or (),
         nucleus_area_px=content.get("nucleus_area_px"),
+        targets=targets,
         version=content.get("version"),
         lacks=tuple(lacks),
     )
@@ -106,6 +115,12 @@ def describe_decoder(decoder: nn.Module) -> dict[str, Any]:
     """``type`` and arguments of a decoder, as a model file holds them; the type of a foreign one is its class' name."""
     kind = next((name for name, known in DECODERS.items() if type(decoder) is known), None)
     return {"type": kind or type(decoder).__qualname__, **getattr(decoder, "settings", {})}
+
+
+def taught(content: Mapping[str, Any]) -> str:
+    """``targets`` of a model file; one that does not say was taught the distance, or in one channel the foreground."""
+    told = {**content.get("provenance", {}).get("network", {}), **content.get("decoder", {})}
+    return content.get("targets") or ("foreground" if told.get("out_channels") == 1 else "distance")
 
 
 def _recognised(path: str | os.PathLike, content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -4,19 +4,17 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
-from monai.apps.pathology.transforms.post.array import Watershed
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
-from scipy import ndimage
 from scripts.nuclei.metrics import known_mpp
+from scripts.nuclei.separating import separate
+from scripts.nuclei.targets import channel_count
 from skimage.measure import label as connected_components
-from skimage.morphology import h_maxima
 
 __all__ = ["LogitsToInstancesd", "logits_to_instances"]
 
 METHODS = ("watershed", "components")
-SMOOTHING = 2.0  # pixels; standard deviation of the Gaussian that takes the ripples off the distance map
 
 
 def logits_to_instances(
@@ -25,39 +23,40 @@ def logits_to_instances(
     marker_depth: float = 0.1,
     min_area: float = 20,
     method: str = "watershed",
+    targets: str = "distance",
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Turn a network's logits into a mask and its nuclei.
 
-    The foreground is cut into nuclei by a watershed on the smoothed distance map. Its markers are the h-maxima of
-    that map: peaks that rise by ``marker_depth`` above the saddle to a higher one. A peak counts relative to its
-    surroundings, and not above a fixed value, because a network's distances are lower than the true ones for small
-    and for doubtful nuclei. Foreground without a marker stays one nucleus. Holes inside of one nucleus are filled,
-    gaps between nuclei are not. With one channel the nuclei are the connected components, as with ``components``.
+    The foreground is cut into nuclei by what the other channels say, see :func:`scripts.nuclei.separating.separate`.
+    Holes inside of one nucleus are filled, gaps between nuclei are not. With one channel the nuclei are the connected
+    components, as with ``components``.
 
     Args:
-        logits: (2, H, W) foreground and distance, or (1, H, W) foreground alone.
+        logits: (C, H, W), the channels of ``targets``; or (1, H, W), the foreground alone.
         threshold: foreground probability from which a pixel belongs to a nucleus, in (0, 1).
-        marker_depth: in (0, 1], on the distance scale of 0 at a nucleus' border and 1 at its centre. Smaller values
-            separate more touching nuclei and split more single ones.
+        marker_depth: in (0, 1], how clear a boundary must be: smaller values separate more touching nuclei and split
+            more single ones. For ``distance``, on its scale of 0 at a nucleus' border and 1 at its centre.
         min_area: smaller nuclei are removed, in pixels.
         method: ``watershed``, or ``components`` to leave touching nuclei together.
+        targets: what the channels mean, a key of ``targets.CHANNELS``.
 
     Returns:
         mask (1, H, W) uint8 in {0, 1} and instances (1, H, W) int32 with ids 1..N; the mask is where instances are.
 
     Raises:
-        ValueError: when the logits are not (1, H, W) or (2, H, W), or the method is not known.
+        ValueError: when the logits have other channels, or the method or the targets are not known.
     """
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}")
-    if logits.ndim != 3 or logits.shape[0] not in (1, 2):
-        raise ValueError(f"logits must be (1, H, W) or (2, H, W), got {tuple(logits.shape)}")
+    channels = channel_count(targets)
+    if logits.ndim != 3 or logits.shape[0] not in (1, channels):
+        raise ValueError(f"logits must be ({channels}, H, W) or (1, H, W), got {tuple(logits.shape)}")
     probability = torch.as_tensor(logits).detach().float().sigmoid().cpu().numpy()
     foreground = probability[0] > threshold
     instances = connected_components(foreground, connectivity=2)
-    if len(probability) == 2 and method == "watershed":
-        instances = _split(instances, probability[1], marker_depth)
+    if len(probability) > 1 and method == "watershed":
+        instances = separate(instances, probability[1:], targets, marker_depth)
     instances = _without_small(_without_holes(instances), min_area)
     return (instances > 0).astype(np.uint8)[None], instances.astype(np.int32)[None]
 
@@ -77,6 +76,7 @@ class LogitsToInstancesd(MapTransform):
             logits' meta data or else from the item.
         method: see :func:`logits_to_instances`.
         with_spread: the last channel is no logit but the spread over flips, and becomes ``spread``.
+        targets: what the network's channels mean, see :func:`logits_to_instances`.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class LogitsToInstancesd(MapTransform):
         min_area_um2: float | None = None,
         method: str = "watershed",
         with_spread: bool = False,
+        targets: str = "distance",
     ) -> None:
         super().__init__(keys)
         self.threshold = threshold
@@ -96,6 +97,7 @@ class LogitsToInstancesd(MapTransform):
         self.min_area_um2 = min_area_um2
         self.method = method
         self.with_spread = with_spread
+        self.targets = targets
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
@@ -103,7 +105,9 @@ class LogitsToInstancesd(MapTransform):
         if self.with_spread:
             logits, item["spread"] = logits[:-1], logits[-1:]
         mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
-        maps = logits_to_instances(logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method)
+        maps = logits_to_instances(
+            logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method, self.targets
+        )
         for key, values in zip(("mask", "instances"), maps):
             item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]
         return item
@@ -111,24 +115,6 @@ class LogitsToInstancesd(MapTransform):
     def _min_area(self, mpp: object) -> float:
         size = known_mpp(mpp)
         return self.min_area if self.min_area_um2 is None or size is None else self.min_area_um2 / size**2
-
-
-def _split(components: np.ndarray, distance: np.ndarray, marker_depth: float) -> np.ndarray:
-    """Cut (H, W) components of the foreground along the valleys of their (H, W) distance map."""
-    foreground = components > 0
-    smooth = ndimage.gaussian_filter(distance, SMOOTHING)
-    # whole levels: peaks of exactly the wanted depth must not be lost to rounding. Every second row and column is
-    # enough for peaks of a map this smooth, and h_maxima is what takes the time
-    levels = np.rint(smooth[::2, ::2] * 255).astype(np.uint8)
-    peaks = h_maxima(levels, max(round(marker_depth * 255), 1))
-    markers = np.zeros_like(components)
-    markers[::2, ::2] = connected_components(peaks, connectivity=2)
-    markers[~foreground] = 0
-    has_marker = np.zeros(components.max(initial=0) + 1, bool)
-    has_marker[components[markers > 0]] = True
-    bare = foreground & ~has_marker[components]
-    markers[bare] = components[bare] + markers.max(initial=0)
-    return Watershed(connectivity=2)(-smooth, mask=foreground, markers=markers)
 
 
 def _without_holes(instances: np.ndarray) -> np.ndarray:
