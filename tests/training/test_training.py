@@ -11,6 +11,7 @@ import torch
 from fakes import tiny_model
 from ignite.engine import Events
 from scripts.errors import DataError, root_cause
+from scripts.networks.loading import load_network
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
 from scripts.out_of_domain.reference import DomainReference
@@ -99,7 +100,7 @@ def test_training_on_stored_features_equals_training_with_the_encoder(open_train
     losses = {}
     for name, overrides in (
         ("stored", {}),
-        ("computed", {"train::preprocessing::transforms::7::keys": ["image", "target", "domain"]}),
+        ("computed", {"train::preprocessing::transforms::8::keys": ["image", "target", "domain"]}),
         ("other seed", {"seed": 1}),
     ):
         workflow = open_training(tmp_path, **on, **overrides)
@@ -224,6 +225,16 @@ def test_the_papers_single_channel_trains(open_training, tmp_path):
     open_training(tmp_path, targets="foreground", max_epochs=1).run()
     model = read_model_file(tmp_path / "synthetic_pink_ama_seed0" / "model.pt")
     assert model["model"]["decoder.head.weight"].shape[0] == 4, "one channel for each pixel of a 2x2 square"
+
+
+@pytest.mark.parametrize("targets, channels", [("hv", 3), ("border", 2)])
+def test_what_separates_nuclei_is_a_key_and_travels_in_the_model(open_training, tmp_path, targets, channels):
+    open_training(tmp_path, targets=targets, max_epochs=1).run()
+    path = tmp_path / "synthetic_pink_ama_seed0" / "model.pt"
+    assert model_info(path).targets == load_network(path).targets == targets
+    assert model_info(path).decoder["out_channels"] == channels
+    goes_on = open_training(tmp_path, init_model=str(path), backbone_weights=str(path)).parser
+    assert goes_on.get_parsed_content("network").targets == targets, "what begins with it is taught the same"
 
 
 def test_training_stops_when_validation_no_longer_improves(open_training, tmp_path):

@@ -18,6 +18,7 @@ from scripts.data.annotation_style import tell_gaps
 from scripts.data.cache_key import Recipe, content_of
 from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
+from scripts.data.holding_out import training_span
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
 from tqdm import tqdm
@@ -38,6 +39,7 @@ def training_dataset(
     domains: Sequence[dict] = (),
     limit_groups: int | None = None,
     gaps: str = "auto",
+    held_out: float = 0.0,
 ) -> Dataset:
     """
     The training data: with ``cache`` "on" a filled :class:`FeatureDataset` (whose other arguments these are), with
@@ -45,7 +47,8 @@ def training_dataset(
 
     ``data`` are items of ``load_items``. None, or items that tell no domain because a server handed them over (see
     ``training_domains``, which makes them the primary), takes the training part of ``domains`` instead. ``gaps`` says
-    what becomes of gaps between nuclei, see :func:`scripts.data.annotation_style.tell_gaps`.
+    what becomes of gaps between nuclei, see :func:`scripts.data.annotation_style.tell_gaps`, and ``held_out`` how much
+    of each image is left out, see :func:`scripts.data.holding_out.training_span`.
 
     Raises:
         ValueError: for another value of ``cache``.
@@ -55,7 +58,7 @@ def training_dataset(
         raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
     if not data or "domain" not in data[0]:
         data = load_items(domains, "training", limit_groups)
-    data = tell_gaps(data, domains, gaps)
+    data = training_span(tell_gaps(data, domains, gaps), held_out)
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
     dataset = FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
@@ -89,11 +92,11 @@ class FeatureDataset(PersistentDataset, Randomizable):
     give is stored, one file for each variant of an item. The random ones after them, such as ``RandFeatureCrop``, run
     at each access, on a variant drawn at random.
 
-    The name of a file is a digest of the bytes of image and label, the item's gaps, the number of the variant, the
-    encoder's fingerprint, and the settings and versions of the deterministic transforms (:mod:`scripts.data.cache_key`); where
-    the image is resampled also of its pixel size and the wanted one. So a changed image, label, setting, encoder or
-    version never meets an old file; it only leaves it unused. The domain, the run's seed and where files lie are not
-    part of it: runs with other roles of the same images share the files.
+    The name of a file is a digest of the bytes of image and label, the item's gaps and span, the number of the variant,
+    the encoder's fingerprint, and the settings and versions of the deterministic transforms
+    (:mod:`scripts.data.cache_key`); where the image is resampled also of its pixel size and the wanted one. So a changed
+    image, label, setting, encoder or version never meets an old file; it only leaves it unused. The domain, the run's
+    seed and where files lie are not part of it: runs with other roles of the same images share the files.
 
     Args:
         data: items with ``image`` and ``label`` (paths), ``domain``, and optionally ``mpp``.
@@ -198,7 +201,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
         return {**item, "content": content, "recipe": recipe, "variant": variant}
 
     def _path(self, item: Mapping[str, Any]) -> Path:
-        text = f"{item['content']} {item['variant']} {item.get('gaps')} {item['recipe']}"
+        parts = [item["content"], item["variant"], item.get("gaps"), item.get("span"), item["recipe"]]
+        text = " ".join(map(str, parts))
         return self.cache_dir / f"{hashlib.sha256(text.encode()).hexdigest()}.pt"
 
     def _cachecheck(self, item: Mapping[str, Any]) -> dict:

@@ -37,6 +37,8 @@ class KeptModel:
             so that few validation images do not choose an early epoch by luck.
         metric: key of ``engine.state.metrics``, higher is better. Without any validation the last epoch is kept.
         patience: stop after this many validations without a new best; 0 never stops.
+        start: a validation engine that judges the network as the training finds it, which then counts as the first
+            best: with ``keep`` "best" the file holds it until something better is made. Needs validation images.
 
     Raises:
         ValueError: ``keep`` is neither of the two.
@@ -51,23 +53,40 @@ class KeptModel:
         keep: str = "best",
         metric: str = "val_dice",
         patience: int = 0,
+        start: Engine | None = None,
     ) -> None:
         if keep not in KEEP:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {keep!r}")
         self.network, self.path, self.provenance, self.keep = network, Path(path), dict(provenance), keep
-        self.about, self.metric, self.patience = about, metric, patience
+        self.about, self.metric, self.patience, self.start = about, metric, patience, start
+        self.start_score: float | None = None
         self.best: float | None = None
         self.best_epoch = self.stale = 0
 
     def attach(self, engine: Engine) -> None:
+        if self.start is not None:
+            engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "best_epoch": self.best_epoch, "stale": self.stale}
+        names = ("best", "best_epoch", "stale", "start_score")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.best, self.best_epoch, self.stale = state["best"], state["best_epoch"], state["stale"]
+        self.start_score = state.get("start_score")  # earlier versions had none
+
+    def _started(self, engine: Engine) -> None:
+        if self.best is not None:  # resumed
+            return
+        if not self.start.state.epoch_length:
+            raise DataError(
+                "start_counts", "no validation image can judge the start", "Set held_out, or give a validation part."
+            )
+        self.start.run()
+        self.best = self.start_score = float(self.start.state.metrics[self.metric])
+        self._save(engine, self.best)
 
     def _epoch_completed(self, engine: Engine) -> None:
         score = engine.state.metrics.get(self.metric)
@@ -92,6 +111,8 @@ class KeptModel:
             logger.info("no validation took place: %s holds the last epoch, %d", self.path, self.best_epoch)
             return
         told = f"best {self.metric} {self.best:.4f}, epoch {self.best_epoch}"
+        if self.start_score is not None:
+            told += f"; {self.start_score:.4f} before training"
         logger.info("%s: %s%s", self.path, "" if self.keep == "best" else f"last epoch, {engine.state.epoch}; ", told)
 
     def _save(self, engine: Engine, score: float | None) -> None:
@@ -159,9 +180,9 @@ class TrainingCheckpoint:
         self.parts = {**parts, "best_model": kept_model}  # its name in the checkpoints of earlier versions
 
     def attach(self, engine: Engine) -> None:
-        self.kept_model.attach(engine)
-        if self.resume:
+        if self.resume:  # first: what is resumed has judged its start already
             engine.add_event_handler(Events.STARTED, self.load)
+        self.kept_model.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
