@@ -67,6 +67,8 @@ class CloseGaps(Transform):
         key: key of the instance map (1, H, W).
     """
 
+    version = 1
+
     def __init__(self, key: str = "label") -> None:
         self.key = key
 

@@ -94,9 +94,9 @@ class FeatureDataset(PersistentDataset, Randomizable):
 
     The name of a file is a digest of the bytes of image and label, the item's gaps and span, the number of the variant,
     the encoder's fingerprint, and the settings and versions of the deterministic transforms
-    (:mod:`scripts.data.cache_key`); where the image is resampled also of its pixel size and the wanted one. So a changed
-    image, label, setting, encoder or version never meets an old file; it only leaves it unused. The domain, the run's
-    seed and where files lie are not part of it: runs with other roles of the same images share the files.
+    (:mod:`scripts.data.cache_key`); where the image is resampled also of its pixel size and the wanted one. So a
+    changed image, label, setting, encoder or version never meets an old file; it only leaves it unused. The domain, the
+    run's seed and where files lie are not part of it: runs with other roles of the same images share the files.
 
     Args:
         data: items with ``image`` and ``label`` (paths), ``domain``, and optionally ``mpp``.

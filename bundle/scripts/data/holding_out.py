@@ -47,6 +47,8 @@ class CutSpan(MapTransform):
     Items without a span stay whole.
     """
 
+    version = 1
+
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         if "span" in item:
