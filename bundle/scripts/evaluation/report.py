@@ -11,6 +11,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from PIL import Image
 from scripts.files import atomic_path, write_json, write_table
+from scripts.nuclei.metric_table import METRICS, metric_of, units_of
 from scripts.nuclei.metrics import image_metrics, known_mpp
 from scripts.nuclei.overlays import fate_overlay, overlay
 from scripts.owned import OwnFiles
@@ -19,18 +20,6 @@ from scripts.processes import gather
 __all__ = ["EvaluationReport", "summarise"]
 
 IDENTITY = ("file", "domain", "mpp", "nearest_domain")
-TALLIES = ("undefined", "n_true", "n_pred")
-# what a column means is told by how its name ends
-UNITS = {
-    "_px": "pixels of the evaluated image",
-    "_um": "micrometres",
-    "n_true, n_pred": "nuclei, summed over images",
-    "undefined": "images where exactly one mask is empty; their distances are the image diagonal",
-    "domain_distance": "medians of the nearest domain's held-out training windows",
-    "all others": "fraction from 0 to 1",
-    "std": "sample standard deviation over images",
-}
-TABLE = ("dice", "iou", "aji", "pq", "f1_50", "hd95_px", "hd95_um")
 
 
 class EvaluationReport:
@@ -113,7 +102,9 @@ class EvaluationReport:
     def _write_tables(self, summaries: dict[str, Any], overall: dict[str, Any]) -> None:
         # images of unknown mpp have no micrometres: the columns are those that any image has
         write_table(self.files.path("metrics.csv"), self.rows, ("file", "domain", "mpp"))
-        units = {"surface_dice": f"fraction of outlines within {self.tolerance_px:g} pixels", **UNITS}
+        names = list(dict.fromkeys(key for row in self.rows for key in row))
+        units = units_of(names) | {"std": "sample standard deviation over images"}
+        units["surface_dice"] = f"fraction of outlines within {self.tolerance_px:g} pixels"
         content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
         write_json(self.files.path("metrics.json"), content)
 
@@ -159,7 +150,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {"images": len(rows)}
     for key in dict.fromkeys(key for row in rows for key in row if key not in IDENTITY):
         values = [row[key] for row in rows if key in row]
-        if key in TALLIES:
+        if metric_of(key).summed:
             summary[key] = sum(values)
         else:
             std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -173,10 +164,11 @@ def _headline(value: dict[str, float] | int) -> float:
 
 def _table(summaries: dict[str, dict[str, Any]]) -> str:
     """Aligned text: a line per domain, and columns that at least one domain has."""
-    metrics = [key for key in TABLE if any(key in summary for summary in summaries.values())]
+    printed = [name for name, entry in METRICS.items() if entry.printed]
+    metrics = [key for key in printed if any(key in summary for summary in summaries.values())]
     lines = [["domain", "images", *metrics, "undefined"]]
     for name, summary in summaries.items():
-        means = [f"{summary[key]['mean']:.3f}" if key in summary else "-" for key in metrics]
+        means = [metric_of(key).text(summary[key]["mean"]) if key in summary else "-" for key in metrics]
         lines.append([name, str(summary["images"]), *means, str(summary.get("undefined", 0))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no global state, no display needed
 from scripts.experiments.results import Results
-from scripts.experiments.tables import arrow
+from scripts.nuclei.metric_table import metric_of
 
 __all__ = ["plot_differences", "plot_low_data", "plot_scores"]
 
@@ -74,7 +74,7 @@ def plot_low_data(results: Results, domain: str, metrics: Sequence[str]) -> Figu
             means, spread = [s.mean() for _, s in points], [_spread(s) for _, s in points]
             axis.errorbar(x, means, yerr=spread, fmt="o-", color=colour, capsize=3, label=variant)
         axis.set_xticks(range(len(results.groups)), results.groups)
-        axis.set(title=arrow(metric), xlabel="training groups of the primary")
+        axis.set(title=metric_of(metric).arrow, xlabel="training groups of the primary")
     panels[0].set_ylabel("mean ± SD over seeds")
     panels[0].legend(fontsize="small")
     return figure
@@ -116,7 +116,7 @@ def _bars(
         if len(lines) > 1:
             line[0].set_ylabel(f"training groups: {groups}")
     for metric, axis in zip(metrics, panels[0]):
-        axis.set_title(arrow(metric))
+        axis.set_title(metric_of(metric).arrow)
     for axis in panels[-1]:
         axis.set_xlabel(below, fontsize="x-small")
     return figure

@@ -5,13 +5,9 @@ from collections.abc import Mapping, Sequence
 from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.results import Results
 from scripts.markdown import markdown_table
+from scripts.nuclei.metric_table import metric_of
 
-__all__ = ["arrow", "comparison_markdown"]
-
-
-def arrow(metric: str) -> str:
-    """The metric's name with the direction in which it is better: distances and counts of failures are better low."""
-    return f"{metric} {'↓' if metric.endswith(('_px', '_um')) or metric == 'undefined' else '↑'}"
+__all__ = ["comparison_markdown"]
 
 
 def comparison_markdown(
@@ -60,8 +56,8 @@ def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[s
     for groups in results.groups:
         for variant in results.variants:
             cells = {
-                row["metric"]: _number(row["metric"], row["mean"])
-                + (f" ± {_number(row['metric'], row['std_seeds'])}" if "std_seeds" in row else "")
+                row["metric"]: metric_of(row["metric"]).text(row["mean"])
+                + (f" ± {metric_of(row['metric']).text(row['std_seeds'])}" if "std_seeds" in row else "")
                 + _interval(row)
                 for row in rows
                 if (row["limit_groups"], row["variant"]) == (groups, variant)
@@ -69,7 +65,7 @@ def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[s
             if cells:
                 seeds = ", ".join(sorted(results.seeds(variant, groups)))
                 lines.append([variant, groups, seeds, *(cells.get(metric, "-") for metric in metrics)])
-    return markdown_table(["variant", "training groups", "seeds", *map(arrow, metrics)], lines)
+    return markdown_table(["variant", "training groups", "seeds", *(metric_of(name).arrow for name in metrics)], lines)
 
 
 def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[str]) -> str:
@@ -79,11 +75,11 @@ def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Seque
     for row in rows:
         cells = lines.setdefault((row["variant"], row["reference"], row["limit_groups"]), {})
         metric = row["metric"]
-        cells[metric] = _number(metric, row["difference"], "+") + _interval(row, "+")
+        cells[metric] = metric_of(metric).text(row["difference"], "+") + _interval(row, "+")
         if row["low"] is not None and (row["low"] > 0 or row["high"] < 0):
             cells[metric] += "*"
     return markdown_table(
-        ["pair", "training groups", *map(arrow, metrics)],
+        ["pair", "training groups", *(metric_of(name).arrow for name in metrics)],
         [[f"{a} − {b}", groups, *(cells.get(m, "-") for m in metrics)] for (a, b, groups), cells in lines.items()],
     )
 
@@ -91,10 +87,4 @@ def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Seque
 def _interval(row: Mapping, sign: str = "") -> str:
     if row["low"] is None:
         return ""
-    return f" [{', '.join(_number(row['metric'], row[end], sign) for end in ('low', 'high'))}]"
-
-
-def _number(metric: str, value: float, sign: str = "") -> str:
-    """Fractions with three decimals, distances and counts with one."""
-    digits = 1 if metric.endswith(("_px", "_um")) or metric.startswith("n_") else 3
-    return f"{value:{sign}.{digits}f}"
+    return f" [{', '.join(metric_of(row['metric']).text(row[end], sign) for end in ('low', 'high'))}]"

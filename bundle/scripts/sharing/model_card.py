@@ -10,19 +10,11 @@ from typing import Any
 from scripts.errors import DataError
 from scripts.files import atomic_path, read_json
 from scripts.markdown import markdown_table
+from scripts.nuclei.metric_table import METRICS
 
 __all__ = ["eval_metrics", "metrics_table", "record_metrics"]
 
-# column of the model card -> metric of evaluation/report.py and its decimals
-COLUMNS = {
-    "Dice": ("dice", 3),
-    "AJI": ("aji", 3),
-    "PQ": ("pq", 3),
-    "F1 at IoU .5": ("f1_50", 3),
-    "surface Dice": ("surface_dice", 3),
-    "HD95 (px)": ("hd95_px", 1),
-    "HD (px)": ("hd_px", 1),
-}
+_COLUMNS = [entry for entry in METRICS.values() if entry.title]
 _TABLE = re.compile(r"(<!-- eval_metrics: begin -->\n).*?(<!-- eval_metrics: end -->)", re.DOTALL)
 
 
@@ -63,8 +55,8 @@ def eval_metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             "images": summary["images"],
             "undefined": summary["undefined"],
             **{
-                f"{metric}_{part}": round(summary[metric][part], decimals)
-                for metric, decimals in COLUMNS.values()
+                f"{entry.name}_{part}": round(summary[entry.name][part], entry.decimals)
+                for entry in _COLUMNS
                 for part in ("mean", "std")
             },
         }
@@ -77,8 +69,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     rows = []
     for name, values in metrics.items():
         cells = [
-            f"{values[f'{metric}_mean']:.{decimals}f} ± {values[f'{metric}_std']:.{decimals}f}"
-            for metric, decimals in COLUMNS.values()
+            f"{entry.text(values[f'{entry.name}_mean'])} ± {entry.text(values[f'{entry.name}_std'])}"
+            for entry in _COLUMNS
         ]
         rows.append([f"`{name}`", str(values["images"]), *cells, str(values["undefined"])])
-    return markdown_table(["test part", "images", *COLUMNS, "undefined"], rows) + "\n"
+    return markdown_table(["test part", "images", *(entry.title for entry in _COLUMNS), "undefined"], rows) + "\n"
