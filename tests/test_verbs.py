@@ -285,7 +285,7 @@ def test_a_training_that_begins_with_a_model_builds_that_models_network(bundle_r
     path = tiny_model(tmp_path / "model.pt", size="wide")
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "train.json"))
     parser.update({"init_model": str(path)})
-    keys = ("backbone", "decoder_size", "out_channels", "aligned_stride")
+    keys = ("backbone", "decoder_size", "channels", "aligned_stride")
     assert [parser.get_parsed_content(key) for key in keys] == ["vit_test", "wide", 2, 16]
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "train.json"))
     assert parser.get_parsed_content("backbone") == "vit_t" and parser.get_parsed_content("decoder_size") == "standard"

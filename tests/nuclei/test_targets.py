@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logit
+from scripts.errors import DataError
 from scripts.nuclei.instances import logits_to_instances
 from scripts.nuclei.metrics import instance_scores
 from scripts.nuclei.targets import CHANNELS, channel_count, make_targets
@@ -113,3 +114,9 @@ def test_unknown_targets_are_refused():
         SegmentationLoss("flow")
     with pytest.raises(ValueError, match=r"logits must be \(3, H, W\) or \(1, H, W\), got \(2, 8, 8\)"):
         logits_to_instances(np.zeros((2, 8, 8), np.float32), targets="hv")
+
+
+def test_a_number_of_channels_that_does_not_fit_is_refused():
+    assert channel_count("hv") == channel_count("hv", 3) == 3
+    with pytest.raises(DataError, match="out_channels: it is 1, but --targets distance has 2.*--targets foreground"):
+        channel_count("distance", 1)

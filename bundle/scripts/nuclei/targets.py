@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from scripts.errors import DataError
 
 __all__ = ["CHANNELS", "channel_count", "make_targets", "normalised_distance"]
 
@@ -17,16 +18,25 @@ CHANNELS = {
 CONTACT = 2  # pixels; how far a contact reaches to either side
 
 
-def channel_count(targets: str) -> int:
+def channel_count(targets: str, given: int | None = None) -> int:
     """
     Number of channels of a network that is taught these targets.
 
+    Args:
+        targets: a key of :data:`CHANNELS`.
+        given: what a user says it is, or None.
+
     Raises:
         ValueError: when the name is not known.
+        DataError: when another number is given.
     """
     if targets not in CHANNELS:
         raise ValueError(f"targets must be one of {', '.join(CHANNELS)}, got {targets!r}")
-    return len(CHANNELS[targets])
+    count = len(CHANNELS[targets])
+    if given is not None and int(given) != count:
+        hint = "Leave it out; --targets foreground has one channel"
+        raise DataError("out_channels", f"it is {given}, but --targets {targets} has {count} channels", hint)
+    return count
 
 
 def make_targets(label: np.ndarray, targets: str) -> np.ndarray:
