@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 import torch
@@ -456,3 +457,22 @@ def test_after_all_this_the_server_infers_and_trains_at_once(server):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert server.http.delete(f"{server.url}/train/").json()["status"] == "STOPPED"
+
+
+def test_an_image_that_is_there_is_not_replaced_by_another(server):
+    """Its labels would be of the wrong picture, and it may be the user's own file."""
+    for _ in range(2):  # clients send it again beside each label
+        assert put(server, "image", {"image": "kept"}, TILE, "kept.png").status_code == 200
+    other = io.BytesIO()
+    Image.fromarray(255 - np.asarray(Image.open(io.BytesIO(TILE)))).save(other, "PNG")
+    told = put(server, "image", {"image": "kept"}, other.getvalue(), "kept.png")
+    assert told.status_code == 409 and "kept: the studies hold another image of this id" in told.text
+    as_tiff = io.BytesIO()
+    Image.open(io.BytesIO(TILE)).save(as_tiff, "TIFF")
+    assert put(server, "image", {"image": "kept"}, as_tiff.getvalue(), "kept.tif").status_code == 409
+    assert server.http.get(f"{server.url}/datastore/image", params={"image": "kept"}).content == TILE
+
+
+def test_no_advice_lets_every_page_in(server):
+    answer = server.http.get(f"{server.url}/info/", headers={"Origin": "null"})
+    assert answer.status_code == 403 and "-c origins" not in answer.text

@@ -310,3 +310,10 @@ def test_auxiliary_domains_alone(folder):
     assert alpha["mpp"] == 0.5 and alpha["datalist"] == "dataset.json"
     with pytest.raises(DataError, match="no domain 'delta'.*alpha"):
         auxiliary_domains(folder, "alpha,delta")
+
+
+def test_an_empty_split_is_an_error_where_images_are_required(folder):
+    alpha = {**domain_list(folder, "alpha", [])[0], "datalist": {"training": [], "testing": []}}
+    assert load_items([alpha], "testing") == []
+    with pytest.raises(DataError, match="split: no image of alpha is in the split 'testing'"):
+        load_items([alpha], "testing", required=True)

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from scipy import ndimage
 from scipy.special import logit
+from scripts.errors import DataError
 from scripts.nuclei.instances import LogitsToInstancesd, logits_to_instances
 from scripts.nuclei.metrics import instance_scores
 
@@ -171,3 +172,12 @@ def test_time_grows_with_pixels_not_with_nuclei_times_pixels():
     (time_few, count_few), (time_many, count_many) = min(seconds(few), seconds(few)), min(seconds(many), seconds(many))
     assert (count_few, count_many) == (1, 2500)
     assert time_many < 10 * time_few, f"{count_many} nuclei took {time_many:.2f} s, one took {time_few:.2f} s"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threshold": 7}, {"threshold": 0}, {"threshold": float("nan")}, {"marker_depth": 0}, {"min_area": -1},
+                 {"min_area_um2": float("nan")}],
+)  # fmt: skip
+def test_a_setting_out_of_its_range_is_refused_before_work_starts(settings):
+    with pytest.raises(DataError, match=next(iter(settings))):
+        LogitsToInstancesd(**settings)

@@ -46,10 +46,8 @@ class Guard:
         for origin in origins:
             own = host and origin.lower().partition("://")[2] == host.lower()
             if not own and origin.lower() not in self.origins:
-                return (
-                    403,
-                    f"pages of '{origin[:100]}' may not ask this server; start it with -c origins {origin[:100]}",
-                )
+                hint = "" if origin == "null" else f"; start it with -c origins {origin[:100]}"  # null is any page's
+                return 403, f"pages of '{origin[:100]}' may not ask this server{hint}"
         # images, scripts and links name no origin; browsers tell by this whether they are of a foreign page
         if not origins and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return 403, "a page of another site may not ask this server; open its address yourself"

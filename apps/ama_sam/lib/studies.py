@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import filecmp
 import logging
 import math
 import os
 from pathlib import Path
 
 import numpy as np
+from fastapi import HTTPException
 from lib.http_errors import told_to_client
 from lib.schema import plain_name
 from monailabel.config import settings
@@ -79,6 +81,12 @@ class Studies(LocalDatastore):
             self._inside(self._datastore.image_path(), image_id, file_suffix(image_filename))
             if slide_of(image_filename) is None:
                 read_image(image_filename)
+            if others := self._files_of(image_id):
+                # labels belong to the image that is there; clients send the same one again beside each label
+                same = len(others) == 1 and file_suffix(others[0]) == file_suffix(image_filename)
+                if not (same and filecmp.cmp(others[0], image_filename, shallow=False)):
+                    hint = "Give another id, or delete that image first (DELETE /datastore/)."
+                    raise HTTPException(409, f"{image_id}: the studies hold another image of this id. {hint}")
             return super().add_image(image_id, image_filename, image_info)
 
     def remove_image(self, image_id: str) -> None:
@@ -105,6 +113,11 @@ class Studies(LocalDatastore):
     def update_label_info(self, label_id: str, label_tag: str, info: dict) -> None:
         with told_to_client():
             super().update_label_info(label_id, label_tag, info)
+
+    def _files_of(self, image_id: str) -> list[Path]:
+        """What lies in the studies under an id, listed in their index or not."""
+        files = Path(self._datastore.image_path()).iterdir()
+        return [p for p in files if p.is_file() and p.name[: len(p.name) - len(file_suffix(p))] == image_id]
 
     def _can_be_used(self, image_id: str) -> bool:
         try:

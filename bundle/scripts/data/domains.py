@@ -142,7 +142,9 @@ def training_mpp(domains: Sequence[dict], target_mpp: float | None) -> float | N
     return target_mpp or check_domains(domains)[0].get("mpp")
 
 
-def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = None) -> list[dict]:
+def load_items(
+    domains: Sequence[dict], split: str, limit_groups: int | None = None, required: bool = False
+) -> list[dict]:
     """
     List the items of one split of all domains.
 
@@ -160,6 +162,8 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
         split: ``"training"``, ``"validation"`` or ``"testing"``.
         limit_groups: keep only the first so many groups of the primary's training part, in sorted order, for
             experiments with little data.
+
+    With ``required`` there must be an item in some domain.
 
     Returns:
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is
@@ -201,6 +205,9 @@ def load_items(domains: Sequence[dict], split: str, limit_groups: int | None = N
             kept = sorted({item["group"] for item in part})[:limit_groups]
             part = [item for item in part if item["group"] in kept]
         items += part
+    if required and not items:
+        names = ", ".join(domain["name"] for domain in domains)
+        raise DataError("split", f"no image of {names} is in the split '{split}'", "Choose another --split.")
     return items
 
 

@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 
+from scripts.data.pixel_size import PLAUSIBLE_MPP
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 
@@ -28,6 +29,9 @@ def list_images(
         DataError: there is no such folder, no image in it, or results would lie among the images.
     """
     root = Path(folder)
+    if mpp is not None and not PLAUSIBLE_MPP[0] <= float(mpp) <= PLAUSIBLE_MPP[1]:
+        hint = f"Give from {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}, or leave it out where it is unknown"
+        raise DataError("mpp", f"{mpp} is no number of micrometres per pixel of tissue", hint)
     if not root.is_dir():
         raise DataError(root, "there is no such folder", "Set dataset_dir to a folder of images")
     excluded = None if exclude is None else Path(exclude).resolve()
@@ -38,7 +42,7 @@ def list_images(
     files = [
         path
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if (path.is_file() or not path.exists())  # a link that leads nowhere is told when it is read
         and file_suffix(path) in IMAGE_SUFFIXES
         and excluded not in path.resolve().parents
         and not any(part.startswith(".") for part in path.relative_to(root).parts)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import tifffile
 from scripts.errors import DataError
 
-__all__ = ["SAME_MPP", "number", "same_mpp", "square_mpp", "stated_mpp", "tiff_mpp"]
+__all__ = ["PLAUSIBLE_MPP", "SAME_MPP", "number", "same_mpp", "square_mpp", "stated_mpp", "tiff_mpp"]
 
 SAME_MPP = 0.02  # pixel sizes that differ by a smaller share are the same: resampling would only blur
 PLAUSIBLE_MPP = (0.05, 20.0)  # micrometres; a TIFF's 72 dpi, which says nothing, is 353

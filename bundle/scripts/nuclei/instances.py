@@ -7,6 +7,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
+from scripts.errors import DataError
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.separating import separate
 from scripts.nuclei.targets import channel_count
@@ -91,6 +92,13 @@ class LogitsToInstancesd(MapTransform):
         targets: str = "distance",
     ) -> None:
         super().__init__(keys)
+        if not 0 < float(threshold) < 1:
+            raise DataError("threshold", f"{threshold} is no probability between 0 and 1", "Give e.g. 0.5.")
+        if not 0 < float(marker_depth) <= 1:
+            raise DataError("marker_depth", f"{marker_depth} is not above 0 and at most 1", "Give e.g. 0.1.")
+        for name, area in {"min_area": min_area, "min_area_um2": min_area_um2}.items():
+            if area is not None and not 0 <= float(area) < float("inf"):
+                raise DataError(name, f"{area} is no area", "Give 0 or more.")
         self.threshold = threshold
         self.marker_depth = marker_depth
         self.min_area = min_area
