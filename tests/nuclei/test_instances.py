@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from drawings import discs
 from monai.data import MetaTensor
 from PIL import Image
 from scipy import ndimage
@@ -14,15 +15,6 @@ from scipy.special import logit
 from scripts.errors import DataError
 from scripts.nuclei.instances import LogitsToInstancesd, logits_to_instances
 from scripts.nuclei.metrics import instance_scores
-
-
-def discs(*circles: tuple[int, int, int], side: int = 100) -> np.ndarray:
-    """(row, column, radius) of each to an instance map."""
-    rows, columns = np.mgrid[:side, :side]
-    label = np.zeros((side, side), np.int32)
-    for index, (row, column, radius) in enumerate(circles, start=1):
-        label[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = index
-    return label
 
 
 def ideal_logits(label: np.ndarray, channels: int = 2) -> np.ndarray:

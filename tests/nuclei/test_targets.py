@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from drawings import discs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logit
@@ -17,15 +18,6 @@ from scripts.nuclei.targets import CHANNELS, channel_count, make_targets
 from scripts.training.losses import SegmentationLoss
 
 SEPARATING = [targets for targets in CHANNELS if channel_count(targets) > 1]
-
-
-def discs(*circles: tuple[int, int, int], side: int = 100) -> np.ndarray:
-    """(row, column, radius) of each to an instance map."""
-    rows, columns = np.mgrid[:side, :side]
-    label = np.zeros((side, side), np.int32)
-    for index, (row, column, radius) in enumerate(circles, start=1):
-        label[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = index
-    return label
 
 
 def perfect_logits(label: np.ndarray, targets: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from scripts.errors import DataError
 from scripts.files import atomic_path
 
-__all__ = ["ABOUT", "add_to_model_file", "read_about", "read_model_file", "split_about", "write_model_file"]
+__all__ = ["ABOUT", "add_to_model_file", "read_model_file", "split_about", "write_model_file"]
 
 ABOUT = "about"  # the one entry of a model file that is no tensor
 
@@ -58,11 +58,6 @@ def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
     if not {"model", "backbone"} <= content.keys():
         raise DataError(path, "it is not an AMA-SAM model file", _HINT)
     return content
-
-
-def read_about(path: str | os.PathLike) -> dict[str, Any]:
-    """What a model file tells beside its weights."""
-    return {key: value for key, value in read_model_file(path).items() if key != "model"}
 
 
 def split_about(content: dict[str, Any]) -> dict[str, Any]:

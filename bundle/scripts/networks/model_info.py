@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -131,19 +132,18 @@ def _recognised(path: str | os.PathLike, content: Mapping[str, Any]) -> tuple[di
         if name.startswith("decoder.")
     }
     told = content.get("provenance", {}).get("network", {})
-    kinds = [{"type": "hr", "size": size} for size in SIZES] + [{"type": "unet"}, {"type": "sam"}]
+    kinds = [("hr", {"size": size}) for size in SIZES] + [("unet", {}), ("sam", {})]
     with torch.device("meta"):
         encoder = build_encoder(content["backbone"])
-        for kind in ({**kind, "out_channels": channels} for channels in (2, 1) for kind in kinds):
-            settings = {key: value for key, value in kind.items() if key != "type"}
+        for channels, (kind, settings) in itertools.product((2, 1), kinds):
             try:
-                decoder = DECODERS[kind["type"]](encoder.channels, encoder.strides, **settings)
+                decoder = DECODERS[kind](encoder.channels, encoder.strides, out_channels=channels, **settings)
             except ValueError:  # an encoder without what this decoder reads
                 continue
             if {name: value.shape for name, value in decoder.state_dict().items()} != found:
                 continue
             described = describe_decoder(decoder)
-            if kind["type"] != "hr":
+            if kind != "hr":
                 return described, []
             stride = told.get("aligned_stride")
             return {**described, "aligned_stride": stride or 16}, [] if stride else ["aligned_stride"]
