@@ -16,13 +16,12 @@ import lib.torchvision_operators  # noqa: E402, F401 before MONAI Label
 from fastapi import HTTPException  # noqa: E402
 from lib.http_errors import told_to_client  # noqa: E402
 from lib.infer import SegmentNuclei  # noqa: E402
+from lib.next_tile import MostUncertain, RandomTile  # noqa: E402
 from lib.schema import InferOptions, RegionRequest, TrainOptions  # noqa: E402
 from lib.studies import Studies  # noqa: E402
 from lib.train import TrainOnLabelled  # noqa: E402
-from lib.uncertainty import MostUncertain  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.tasks.activelearning.first import First  # noqa: E402
-from monailabel.tasks.activelearning.random import Random  # noqa: E402
 from scripts.errors import DataError  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ class AmaSamApp(MONAILabelApp):
         return {MODEL: TrainOnLabelled(BUNDLE, self.conf)}
 
     def init_strategies(self) -> dict:
-        return {"uncertain": MostUncertain(self._infers[MODEL]), "random": Random(), "first": First()}
+        return {"uncertain": MostUncertain(self._infers[MODEL]), "random": RandomTile(), "first": First()}
 
     def on_init_complete(self) -> None:
         """Called by a server that is about to answer, and by no training."""

@@ -147,9 +147,9 @@ def test_the_stock_train_task_publishes_a_new_model_after_a_single_label(label_c
 
 @pytest.fixture
 def app_parts(label_classes):
-    from lib import infer, schema, studies, train, uncertainty
+    from lib import infer, next_tile, schema, studies, train
 
-    return SimpleNamespace(infer=infer, schema=schema, studies=studies, train=train, uncertainty=uncertainty)
+    return SimpleNamespace(infer=infer, schema=schema, studies=studies, train=train, next_tile=next_tile)
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_the_most_uncertain_tile_is_offered_and_looked_at_once(app_parts, tmp_pa
 
     model = tmp_path / "model.pt"
     model.write_bytes(b"one")
-    strategy = app_parts.uncertainty.MostUncertain(SimpleNamespace(entropy=look, get_path=lambda: str(model)))
+    strategy = app_parts.next_tile.MostUncertain(SimpleNamespace(entropy=look, get_path=lambda: str(model)))
     assert strategy({"max_images": 1}, studies) == {"id": "a", "weight": 0.2} and asked == ["a"]
     assert strategy({}, studies) == {"id": "b", "weight": 0.7} and asked == ["a", "b", "c"]
     label = tmp_path / "label.png"
@@ -228,6 +228,45 @@ def test_the_most_uncertain_tile_is_offered_and_looked_at_once(app_parts, tmp_pa
     assert strategy({}, studies)["id"] == "c" and len(asked) == 3
     model.write_bytes(b"another")
     assert strategy({}, studies)["id"] == "c" and asked[3:] == ["a", "c"], "another model is asked anew"
+
+
+@needs_label
+def test_random_tiles_are_no_slides(app_parts, tmp_path, tile, monkeypatch):
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    for name in "abc":
+        studies.add_image(name, str(tile), {})
+    monkeypatch.setattr(app_parts.next_tile, "slide_of", lambda path: object() if path.stem in "ac" else None)
+    strategy = app_parts.next_tile.RandomTile()
+    assert {strategy({}, studies)["id"] for _ in range(20)} == {"b"}
+    monkeypatch.setattr(app_parts.next_tile, "slide_of", lambda path: object())
+    assert strategy({}, studies) is None
+
+
+@needs_label
+@pytest.mark.parametrize(
+    "labels, val_split, pretrained", [(1, 0.25, True), (2, 0, True), (5, 0.25, True), (1, 0.25, False)]
+)
+def test_training_on_few_images_goes_by_the_recipe_and_holds_a_part_of_them_out(
+    app_parts, bundle, synthetic, tmp_path, monkeypatch, labels, val_split, pretrained
+):
+    """Of one to four labelled images a part of each judges, of five on whole ones; the start counts where it can."""
+    images = sorted((synthetic / "synthetic_pink" / "images").iterdir())[:labels]
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    for path in images:
+        studies.add_image(path.stem, str(path), {})
+        studies.save_label(path.stem, str(path.parents[1] / "labels" / path.name), "final", {})
+    runs = []
+    monkeypatch.setattr(app_parts.train.monai.bundle, "run", lambda **given: runs.append(given))
+    task = app_parts.train.TrainOnLabelled(bundle, {"model_dir": str(tmp_path / "model")})
+    task({"val_split": val_split, "pretrained": pretrained, "device": "cpu"}, studies)
+    (run,) = runs
+    listed = json.loads((tmp_path / "model" / "training" / "labelled.json").read_text())
+    assert [Path(file).name for file in run["config_file"]] == ["train.json", *(["few_shot.json"] * pretrained)]
+    assert run["held_out"] == (0 if labels == 5 else val_split) and len(listed["validation"]) == (labels == 5)
+    assert run.get("start_counts") == (val_split > 0 if pretrained else None)
+    assert not {"max_epochs", "batches_per_epoch", "learning_rate"} & run.keys(), "as in the configs"
+    recipe = json.loads((bundle / "configs" / "few_shot.json").read_text())
+    assert task.config()["max_epochs"] == recipe["max_epochs"] and None not in task.config().values()
 
 
 @needs_label

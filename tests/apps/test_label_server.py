@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -254,8 +255,8 @@ def bad_requests(own, pairs, tmp_path):
         return requests.post(f"{url}/{path}", files=files, data=wsi)
 
     stem = pairs[5][0].stem
-    yield 422, "cannot be read", post("infer/ama_sam?output=image", file=("a.png", image[:200]))
-    yield 422, "cannot be read", put(own, "image", "broken", image[:200], "broken.png")
+    yield 422, "a.png: the file cannot be read", post("infer/ama_sam?output=image", file=("a.png", image[:200]))
+    yield 422, "broken.png: the file cannot be read", put(own, "image", "broken", image[:200], "broken.png")
     yield 422, "format '.txt' is not known", put(own, "image", "notes", b"text", "notes.txt")
     yield 422, "plain name", put(own, "image", "../../out", image, "out.png")
     yield 422, "micrometres per pixel", post("infer/wsi_v2/ama_sam?output=asap", file=("no_mpp.tif", no_mpp))
@@ -308,8 +309,22 @@ def test_our_app_offers_the_most_uncertain_tile_and_learns_from_images_and_xml(o
     drawn = np.asarray(Image.open(own.folder / "model" / "training" / "labels" / f"{pairs[1][0].stem}.png"))
     assert drawn.max() == len(polygons(xml))
     assert (own.folder / "model" / "model.pt").is_file() and requests.get(f"{own.url}/info/").status_code == 200
-    history = next((own.folder / "model" / "training").glob("labelled_ama_seed0/history.csv")).read_text()
-    assert "train_dice_synthetic_dark" in history and "domain_accuracy" in history
+    history = next((own.folder / "model" / "training").glob("labelled_joint_seed0/history.csv")).read_text()
+    assert "train_dice_synthetic_dark" in history
+
+
+def test_others_are_answered_while_it_looks_at_a_large_image(own, pairs):
+    """A large image takes seconds; what the server is asks meanwhile, and gets its answer before."""
+    large = io.BytesIO()
+    tile = np.asarray(Image.open(pairs[0][0]).convert("RGB"))
+    Image.fromarray(np.tile(tile, (8, 8, 1))).save(large, "PNG")
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(infer, own, "ama_sam", large.getvalue())
+        answers = 0
+        while not busy.done():
+            assert requests.get(f"{own.url}/info/", timeout=60).status_code == 200
+            answers += not busy.done()
+        assert busy.result().shape == np.tile(tile, (8, 8, 1)).shape[:2] and answers > 0
 
 
 def datastore(server):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class SegmentNuclei(BundleInferTask):
         self._config.pop("model_filename", None)
         self._config["mpp"] = 0.0  # unknown; null would break QuPath's reader
         self._loaded: tuple[Any, torch.nn.Module, Any] | None = None
+        self._one_at_a_time = threading.Lock()  # the server answers in threads, and there is one network
 
     def __call__(self, request: dict, callbacks=None) -> tuple[str, dict]:
         """MONAI Label's way to :meth:`segment`."""
@@ -123,7 +125,8 @@ class SegmentNuclei(BundleInferTask):
             "device": torch.device(options.device or default_device()),
             **self._given(options, "threshold", "marker_depth"),
         }
-        self._parse("wsi", settings).get_parsed_content("segmenter")(slide.path, folder)
+        with self._one_at_a_time:
+            self._parse("wsi", settings).get_parsed_content("segmenter")(slide.path, folder)
         return folder / "nuclei.geojson"
 
     def _segment(self, path: str, options: SegmentOptions, mpp: object) -> dict:
@@ -134,10 +137,10 @@ class SegmentNuclei(BundleInferTask):
     def _predict(self, path: str, options: SegmentOptions, mpp: object) -> dict:
         """The image, at the network's pixel size if the mpp is known, and its logits as ``pred``."""
         device = torch.device(options.device or default_device())
-        network, inferer = self._network(device)
         preprocessing = self._parse("inference", {"ckpt_path": self.get_path()}).get_parsed_content("preprocessing")
         item = preprocessing({"image": path, "mpp": known_mpp_of(options.mpp, mpp, self.conf.get("mpp"))})
-        with torch.inference_mode():
+        with self._one_at_a_time, torch.inference_mode():
+            network, inferer = self._network(device)
             item["pred"] = inferer(item["image"][None].to(device), network)[0].cpu()
         return item
 

@@ -1,7 +1,8 @@
 """
 Addresses that ask for something: inference, training, the image to label next.
 
-MONAI Label's own hand on what a request says as it came; here each kind of request is one of :mod:`lib.schema`.
+MONAI Label's own hand on what a request says as it came; here each kind of request is one of :mod:`lib.schema`. What
+takes its time is no coroutine: the server runs it in a thread, and answers others meanwhile.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class RegionQuery(ImageQuery):
 
 
 @router.post("/infer/{model}", tags=["Infer"], dependencies=[user])
-async def infer_image(
+def infer_image(
     background: BackgroundTasks,
     model: str,
     query: Annotated[InferQuery, Query()],
@@ -63,7 +64,7 @@ async def infer_image(
 
 
 @router.post("/infer/wsi/{model}", tags=["Infer"], dependencies=[user])
-async def infer_region(
+def infer_region(
     background: BackgroundTasks,
     model: str,
     query: Annotated[RegionQuery, Query()],
@@ -74,7 +75,7 @@ async def infer_region(
 
 
 @router.post("/infer/wsi_v2/{model}", tags=["Infer"], dependencies=[user])
-async def infer_uploaded_region(
+def infer_uploaded_region(
     background: BackgroundTasks,
     model: str,
     query: Annotated[RegionQuery, Query()],
@@ -140,7 +141,7 @@ def _run(method, request, enqueue=False):
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"])
-async def next_sample(strategy: str, options: schema.SampleOptions | None = None, who: Annotated[User, user] = None):
+def next_sample(strategy: str, options: schema.SampleOptions | None = None, who: Annotated[User, user] = None):
     """The image to label next."""
     options = options or schema.SampleOptions()
     return activelearning.sample(strategy, options.model_dump(exclude_none=True), who.username)

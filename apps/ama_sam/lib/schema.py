@@ -177,7 +177,7 @@ class RegionRequest(Options):
 
 
 class TrainOptions(Options):
-    """Body of ``/train/MODEL``; ``mode`` and ``publish`` as in ``configs/train.json``."""
+    """Body of ``/train/MODEL``; ``mode`` and ``publish`` as in ``train.json``, what is None as in its recipe."""
 
     # of the Digital Slide Archive
     ignored = frozenset(
@@ -187,12 +187,12 @@ class TrainOptions(Options):
 
     device: Device | None = None
     pretrained: bool = True
-    mode: Annotated[Literal["ama", "joint", "grl", "single"] | None, BeforeValidator(_first)] = None
-    max_epochs: int = Field(6, ge=1, le=10_000)
-    batches_per_epoch: int = Field(20, ge=1, le=100_000)
-    learning_rate: float = Field(0.00005, gt=0, le=1)
+    mode: Annotated[Literal["joint", "ama", "grl", "single"] | None, BeforeValidator(_first)] = None
+    max_epochs: int | None = Field(None, ge=1, le=10_000)
+    batches_per_epoch: int | None = Field(None, ge=1, le=100_000)
+    learning_rate: float | None = Field(None, gt=0, le=1)
     seed: int = Field(0, ge=0, lt=2**32)
-    val_split: float = Field(0.2, ge=0, lt=1)
+    val_split: float = Field(0.25, ge=0, lt=1)
     publish: Annotated[Literal["better", "always"], BeforeValidator(_first)] = "better"
 
 

@@ -14,14 +14,16 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 from scripts.data.domains import LABELLED, auxiliary_domains
 from scripts.errors import DataError
-from scripts.files import write_json
+from scripts.files import read_json, write_json
 from scripts.nuclei.label_maps import save_label_map
 
 __all__ = ["TrainOnLabelled"]
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_TO_SPLIT = 5  # labelled images; of fewer none is held out for validation
+RECIPE = "few_shot.json"  # what a training from the served weights is; docs/own_tissue.md says how it was measured
+SCHEDULE = ("max_epochs", "batches_per_epoch", "learning_rate")  # what a request may set of the configs' own
+SMALLEST_TO_SPLIT = 5  # labelled images; of fewer a part of each is held out, in the place of whole ones
 
 
 class TrainOnLabelled(BundleTrainTask):
@@ -29,8 +31,9 @@ class TrainOnLabelled(BundleTrainTask):
     Runs the bundle's ``training`` with what is labelled as the primary domain.
 
     Auxiliary domains come from the app's settings; their encoded features, and those of images labelled before, are
-    found in the cache. It starts from the served model (``pretrained``) or anew, and publishes what it made, see
-    ``scripts.training.publishing``. All else is ``configs/train.json``.
+    found in the cache. It starts from the served model by the recipe for few images, which keeps what it began with
+    where that is better (``pretrained``), or anew by ``configs/train.json`` alone. What it made is published, see
+    ``scripts.training.publishing``.
 
     Args:
         bundle: folder of the bundle.
@@ -44,7 +47,8 @@ class TrainOnLabelled(BundleTrainTask):
 
     def config(self) -> dict[str, Any]:
         """What a client may set, with defaults; null would break QuPath's reader."""
-        defaults = TrainOptions().model_dump(exclude={"client_id"})
+        recipe = read_json(self._recipe())
+        defaults = TrainOptions(**{name: recipe[name] for name in SCHEDULE}).model_dump(exclude={"client_id"})
         return {**defaults, "device": device_list(), "mode": self._modes(), "publish": ["better", "always"]}
 
     def check(self, options: TrainOptions) -> None:
@@ -55,7 +59,7 @@ class TrainOnLabelled(BundleTrainTask):
     def __call__(self, request: dict, datastore: Studies) -> dict:
         options = TrainOptions.of(request)
         self.check(options)
-        domains = self._domains(datastore, options.val_split)
+        domains, held_out = self._domains(datastore, options.val_split)
         published = self.folder / "model.pt"
         served = published if published.is_file() else self.bundle / "models" / "model.pt"
         overrides = {
@@ -63,9 +67,8 @@ class TrainOnLabelled(BundleTrainTask):
             "device": options.device or default_device(),
             "domains": domains,
             "mode": "single" if len(domains) == 1 else options.mode or self._modes()[0],
-            "max_epochs": options.max_epochs,
-            "batches_per_epoch": options.batches_per_epoch,
-            "learning_rate": options.learning_rate,
+            "held_out": held_out,
+            **options.model_dump(include=set(SCHEDULE), exclude_none=True),
             "seed": options.seed,
             "publish": options.publish,
             "init_model": str(served) if options.pretrained else None,
@@ -75,26 +78,40 @@ class TrainOnLabelled(BundleTrainTask):
             "alignment_report": False,
             "domain_images": 0,  # nobody reads out-of-domain scores here, and describing the domains takes its time
         }
+        if options.pretrained:  # nothing can judge the start where all is trained on
+            overrides["start_counts"] = options.val_split > 0
         logger.info("training with %s", overrides)
         monai.bundle.run(
-            run_id="run", meta_file=self.bundle_metadata_path, config_file=self.bundle_config_path, **overrides
+            run_id="run",
+            meta_file=self.bundle_metadata_path,
+            config_file=[self.bundle_config_path, *([self._recipe()] if options.pretrained else [])],
+            **overrides,
         )
         return {}
 
-    def _modes(self) -> list[str]:
-        return ["ama", "joint", "grl", "single"] if self.conf.get("auxiliary_dir") else ["single"]
+    def _recipe(self) -> str:
+        return str(self.bundle / "configs" / RECIPE)
 
-    def _domains(self, datastore: Studies, val_split: float) -> list[dict]:
-        """The domain list: what is labelled is the primary, listed in a file, for names of images are no config."""
+    def _modes(self) -> list[str]:
+        return ["joint", "ama", "grl", "single"] if self.conf.get("auxiliary_dir") else ["single"]
+
+    def _domains(self, datastore: Studies, val_split: float) -> tuple[list[dict], float]:
+        """
+        The domain list: what is labelled is the primary, listed in a file, for names of images are no config.
+
+        And the share of each labelled image that is held out, where there are too few to hold out whole ones.
+        """
         entries = self._entries(datastore)
         if not entries:
             raise DataError("studies", "nothing is labelled yet", "Save at least one label.")
-        count = max(round(val_split * len(entries)), 1) if len(entries) >= SMALLEST_TO_SPLIT and val_split > 0 else 0
+        whole = len(entries) >= SMALLEST_TO_SPLIT and val_split > 0
+        count = max(round(val_split * len(entries)), 1) if whole else 0
         root = self.folder / "training"
         write_json(root / "labelled.json", {"training": entries[count:], "validation": entries[:count]})
         primary = {"name": LABELLED, "role": "primary", "root": str(root), "datalist": "labelled.json"}
         folder = self.conf.get("auxiliary_dir")
-        return [primary, *(auxiliary_domains(folder, self.conf.get("auxiliary", "all")) if folder else ())]
+        auxiliary = auxiliary_domains(folder, self.conf.get("auxiliary", "all")) if folder else ()
+        return [primary, *auxiliary], 0.0 if whole else val_split
 
     def _entries(self, datastore: Studies) -> list[dict]:
         """Labelled images in an order that does not change when others are added, XML drawn as a label map."""

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import tifffile
 from fastapi import UploadFile
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
-from scripts.errors import DataError
+from scripts.errors import DataError, root_cause
 from scripts.slides.listing import SLIDE_SUFFIXES
 
 __all__ = ["check_self_contained", "stored"]
@@ -23,12 +23,15 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SLIDE_STARTS = {".czi": (b"ZISRAWFILE",), ".dcm": (b"DICM",), ".svslide": (*TIFF_STARTS, b"SQLite format 3\0")}
 POSTSCRIPT_STARTS = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # Pillow would run Ghostscript, whatever the file's name
 LONGEST_HEADER = 2**20  # bytes
+LONGEST_NAME = 100  # characters of a client's name that are repeated to it
 
 
 @contextmanager
 def stored(upload: UploadFile | None) -> Iterator[Path | None]:
     """
     A file that was sent, in a folder of its own for the time of the request; of its name only the format is kept.
+
+    What is found wrong with it is told of the name that the client gave.
 
     Raises:
         DataError: for an unknown format, or a file that is not self-contained.
@@ -42,8 +45,17 @@ def stored(upload: UploadFile | None) -> Iterator[Path | None]:
         path = Path(folder, f"upload{suffix}")
         with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
-        check_self_contained(path)
-        yield path
+        try:
+            check_self_contained(path)
+            yield path
+        except Exception as error:
+            cause = root_cause(error)
+            if not isinstance(cause, DataError) or str(path) not in str(cause):
+                raise
+            name = Path(upload.filename).name[:LONGEST_NAME]
+            raise DataError(
+                *(text.replace(str(path), name) for text in (cause.path, cause.problem, cause.hint))
+            ) from None
 
 
 def check_self_contained(path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import random
 
 from lib.infer import SegmentNuclei
 from lib.studies import Studies, slide_of
@@ -8,7 +9,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from scripts.errors import DataError, root_cause
 from scripts.files import sha256_of
 
-__all__ = ["MostUncertain"]
+__all__ = ["MostUncertain", "RandomTile"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,36 @@ class MostUncertain(Strategy):
         return {"id": chosen, "weight": scores[chosen]}
 
     def _entropy(self, image: str, datastore: Studies) -> float | None:
+        if (path := _tile(image, datastore)) is None:
+            return None
         try:
-            path = datastore.path_of(image)
-            if slide_of(path) is not None:
-                return None
-            return self.task.entropy(str(path), datastore.get_image_info(image).get("mpp"))
+            return self.task.entropy(path, datastore.get_image_info(image).get("mpp"))
         except Exception as error:  # one image that cannot be used must not hide the others
             if not isinstance(root_cause(error), DataError):
                 raise
             logger.warning("passed over: %s", root_cause(error))
             return None
+
+
+class RandomTile(Strategy):
+    """Offers any unlabelled tile; slides, of which no label can be learned from, are passed over."""
+
+    def __init__(self) -> None:
+        super().__init__("Any tile")
+
+    def __call__(self, request: dict, datastore: Studies) -> dict | None:
+        images = datastore.get_unlabeled_images()
+        for image in random.sample(images, len(images)):
+            if _tile(image, datastore) is not None:
+                return {"id": image, "weight": 1 / len(images)}
+        return None
+
+
+def _tile(image: str, datastore: Studies) -> str | None:
+    """The file of an image of the studies that is read whole; None for slides, and for what cannot be read."""
+    try:
+        path = datastore.path_of(image)
+        return str(path) if slide_of(path) is None else None
+    except DataError as error:
+        logger.warning("passed over: %s", error)
+        return None
