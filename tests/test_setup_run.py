@@ -62,8 +62,7 @@ def test_every_key_for_a_path_is_known_as_one(bundle_root, config):
     content = json.loads((bundle_root / "configs" / f"{config}.json").read_text())
     ends = ("_dir", "_path", "_root", "source", "slide", "init_model")
     paths = {key for key in content if key.endswith(ends) and isinstance(content[key], str | None)}
-    joined = {key for key in content if str(content[key]).startswith("$os.path.join(")}
-    assert paths <= joined | set(setup_run._PATHS)
+    assert paths <= {*setup_run.path_keys(content), *setup_run._PATHS}
 
 
 @pytest.mark.parametrize("name", ["verb.json", "metrics.csv", "overlays/a_best_b.png"])

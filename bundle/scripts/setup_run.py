@@ -18,11 +18,11 @@ from scripts.files import read_json, write_json
 from scripts.memory import keep_freed_memory
 from scripts.owned import OwnFiles
 
-__all__ = ["setup_run", "unknown_keys", "write_config"]
+__all__ = ["path_keys", "setup_run", "unknown_keys", "write_config"]
 
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
-_PATHS = ("bundle_root", "source", "init_model")  # besides those whose default joins paths
+_PATHS = ("source", "init_model")  # besides those of path_keys
 _REFERENCE = re.compile(r"@([\w:#]+)")
 
 
@@ -103,6 +103,12 @@ def unknown_keys(config: dict, defaults: dict) -> list[str]:
     return sorted(key for key in unknown if defaults.get(key.partition("::")[0], key) not in (None, {}))
 
 
+def path_keys(defaults: dict) -> list[str]:
+    """Keys at the top of a bundle's own config that say where things lie: the root, and those that join paths."""
+    joined = [key for key, value in defaults.items() if isinstance(value, str) and value.startswith("$os.path.join(")]
+    return ["bundle_root", *joined]
+
+
 def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
     for key, default in defaults.items():
         given = parser.get().get(key)
@@ -115,10 +121,9 @@ def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
 
 def _make_paths_absolute(parser: ConfigParser, defaults: dict) -> None:
     """A library that changes the working directory, as itk does, must not move what was given on the command line."""
-    for key, default in defaults.items():
+    for key in [*path_keys(defaults), *_PATHS]:
         given = parser.get().get(key)
-        is_path = key in _PATHS or (isinstance(default, str) and default.startswith("$os.path.join("))
-        if is_path and isinstance(given, str) and not given.startswith(("$", "@")):
+        if isinstance(given, str) and not given.startswith(("$", "@")):
             set_value(parser, key, os.path.abspath(given))
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigParser
 from monai.data import DataLoader
-from monai.transforms import Compose, Lambdad, RandGaussianNoised
+from monai.transforms import Compose, Lambdad, RandGaussianNoised, ScaleIntensityRanged
 from PIL import Image
+from scripts.data.annotation_style import CloseGaps
 from scripts.data.augment import RandBlurd, RandCropAffined, RandStaind
 from scripts.data.cache_key import describe
 from scripts.data.encoding import DrawVariant, EncodeFeatures, RandFeatureCrop
 from scripts.data.feature_cache import FeatureDataset, cache_usage, training_dataset
+from scripts.data.holding_out import CutSpan
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
 from scripts.errors import DataError
@@ -385,3 +389,22 @@ def test_stored_features_of_real_tissue_are_those_of_the_encoder_to_half_precisi
         error = (stored.float() - live[0].permute(1, 2, 0)).abs()
         assert error.max() <= 2**-11 * live.abs().max(), "at most half a unit in the last of 11 bits"
         assert error.square().mean().sqrt() <= 5e-4 * live.square().mean().sqrt()
+
+
+def test_features_stored_by_version_0_5_0_are_found(bundle_root):
+    """What the config's named steps come to is what its list of them came to."""
+    keys = ["image", "label"]
+    steps = [
+        RandCropAffined(keys, crop_size=512, smallest=256),
+        RandStaind("image"),
+        RandBlurd("image"),
+        RandGaussianNoised("image", prob=0.2, std=6.0),
+        ScaleIntensityRanged("image", a_min=0, a_max=255, b_min=0, b_max=255, clip=True),
+        SplitTargetsd("label", targets="distance"),
+    ]
+    stored = [LoadNucleid(keys), CutSpan(keys), CloseGaps(), ToTargetMppd(0.25), DrawVariant(Compose(steps))]
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "train.json"))
+    parser.update({"network_mpp": 0.25, "network": SimpleNamespace(image_encoder=PoolingEncoder())})
+    now = parser.get_parsed_content("train::preprocessing").flatten().transforms
+    assert [describe(step) for step in now[: len(stored)]] == [describe(step) for step in stored]

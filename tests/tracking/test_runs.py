@@ -162,7 +162,7 @@ class TrackedVerb(FakeVerb):
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update({metric: 0.5}))
         TrackedRun(
             settings["tracking_uri"], "exp", settings["run_name"], {"from": self.verb},
-            artifacts=[folder / "metrics.csv"] if self.verb == "evaluating" else [],
+            folder=folder, artifacts=["metrics.csv"] if self.verb == "evaluating" else [],
             run_id=settings["mlflow_run_id"], local_uri=settings["local_tracking_uri"],
         ).attach(engine)  # fmt: skip
         engine.run([0], max_epochs=1)

@@ -220,7 +220,7 @@ def test_changed_settings_are_refused_with_both_values(open_training, interrupte
         "learning_rate": 0.5,
         "batch_size": 3,
         "coefficients": [0.0, 0.5, 1.0],
-        "train::augmentation::transforms::1::_disabled_": True,
+        "train::augmentation::stain::_disabled_": True,
         "max_epochs": 5,
     }
     told = _refused(open_training, output, warmup_iterations=0, **changed)
@@ -228,7 +228,7 @@ def test_changed_settings_are_refused_with_both_values(open_training, interrupte
         "learning_rate 0.001, now 0.5",
         "batch_size 4, now 3",
         "coefficients::1 not given, now 0.5",
-        "train::augmentation::transforms::1::_disabled_ not given, now True",
+        "train::augmentation::stain::_disabled_ not given, now True",
     ):
         assert sentence in told
     assert "max_epochs" not in told, "that one may change"

@@ -94,13 +94,19 @@ def test_everything_that_is_not_frozen_was_trained(trained, open_training, tmp_p
     assert not still
 
 
+WITHOUT_FEATURES = {
+    "_target_": "Compose",
+    "transforms": ["@train::preprocessing", {"_target_": "DeleteItemsd", "keys": "features"}],
+}
+
+
 def test_training_on_stored_features_equals_training_with_the_encoder(open_training, tmp_path):
     """The same windows and crops, once with what is stored and once with the features computed in each step."""
     on = {"max_epochs": 2, "window_size": 64, "batches_per_epoch": 5}
     losses = {}
     for name, overrides in (
         ("stored", {}),
-        ("computed", {"train::preprocessing::transforms::8::keys": ["image", "target", "domain"]}),
+        ("computed", {"train::dataset::transform": WITHOUT_FEATURES}),
         ("other seed", {"seed": 1}),
     ):
         workflow = open_training(tmp_path, **on, **overrides)

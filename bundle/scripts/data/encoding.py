@@ -1,13 +1,46 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
-from monai.transforms import Compose, RandomizableTransform, Transform
+from monai.transforms import Compose, RandomizableTransform, ScaleIntensityRanged, SelectItemsd, Transform
+from scripts.data.transforms import SplitTargetsd
 from torch import nn
 
-__all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop"]
+__all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop", "named_steps", "training_steps"]
+
+
+def named_steps(**steps: Callable[[dict], dict]) -> Compose:
+    """Transforms in the order given. In a config each has a name, by which it is replaced, left out or added to."""
+    return Compose(list(steps.values()))
+
+
+def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.Module, crop_size: int) -> Compose:
+    """
+    From an image and its nuclei to what a batch is made of: augmentation, targets and, with the cache, features.
+
+    Args:
+        augmentation: random transforms of ``image`` (3, H, W) and ``label`` (1, H, W); intensities are then clipped to
+            [0, 255].
+        targets: what is taught, see :func:`scripts.nuclei.targets.make_targets`.
+        cache: "on" stores features of augmented windows, and cuts each crop from them; "off" leaves encoding to the
+            training step.
+        encoder: the frozen one.
+        crop_size: side of a crop in pixels.
+
+    Returns:
+        transforms that give ``image``, ``target``, ``domain`` and, with the cache, ``features``.
+
+    """
+    clip = ScaleIntensityRanged("image", a_min=0, a_max=255, b_min=0, b_max=255, clip=True)
+    augmented = Compose([*augmentation.transforms, clip, SplitTargetsd("label", targets=targets)])
+    batched = SelectItemsd(["image", "target", "features", "domain"], allow_missing_keys=True)
+    if cache == "off":
+        return Compose([augmented, batched])
+    return Compose(
+        [DrawVariant(augmented), EncodeFeatures(encoder), RandFeatureCrop(crop_size, encoder.strides), batched]
+    )
 
 
 class DrawVariant(Transform):

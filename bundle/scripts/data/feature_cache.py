@@ -116,7 +116,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
     ) -> None:
         if variants < 1:
             raise ValueError(f"variants must be at least 1, got {variants}")
-        PersistentDataset.__init__(self, data, transform, cache_dir)
+        PersistentDataset.__init__(self, data, transform.flatten(), cache_dir)
         self.variants, self.window_size = variants, window_size
         first_random = self.transform.get_index_of_first(lambda step: isinstance(step, RandomizableTrait))
         stored = self.transform.transforms[:first_random]

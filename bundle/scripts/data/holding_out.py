@@ -49,6 +49,9 @@ class CutSpan(MapTransform):
 
     version = 1
 
+    def __init__(self, keys: Sequence[str] | str = ("image", "label")) -> None:
+        super().__init__(keys)
+
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
         if "span" in item:

@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
+from monai.transforms import Compose
 from scripts.data.domains import in_turn
+from scripts.data.readers import LoadNucleid
+from scripts.data.transforms import ToTargetMppd
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import add_to_model_file
 from scripts.out_of_domain.reference import DomainReference, window_features
 from torch import nn
 from tqdm import tqdm
 
-__all__ = ["DomainStatistics", "few_of_each_domain"]
+__all__ = ["DomainStatistics", "domain_images", "few_of_each_domain"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,18 @@ def few_of_each_domain(items: Sequence[dict[str, Any]], count: int) -> list[dict
         item = {"domain": 0, "group": str(item["image"]), **item}
         domains.setdefault(item["domain"], []).append(item)
     return [item for own in domains.values() for item in in_turn(own)[:count]]
+
+
+def domain_images(items: Sequence[dict[str, Any]], count: int, target_mpp: float | None) -> Dataset:
+    """
+    What a domain is described by: some of its images, with their nuclei, not augmented.
+
+    Args:
+        items: of ``load_items``.
+        count: at most so many of each domain.
+        target_mpp: micrometres per pixel that they are resampled to; None leaves them.
+    """
+    return Dataset(few_of_each_domain(items, count), Compose([LoadNucleid(), ToTargetMppd(target_mpp)]))
 
 
 class DomainStatistics:

@@ -35,10 +35,11 @@ class TrackedRun:
         experiment_name, run_name: where the run is filed.
         params: settings that tell runs apart.
         tags: short facts to filter by.
-        artifacts: files to keep with the run; those that were not written are left out.
+        artifacts: names or patterns of files in ``folder`` to keep with the run; those not written are left out.
         run_id: file everything in this existing run instead of one of its own. Whoever made it closes it, and its own
             tags and parameters stay as they are: so an experiment's child run holds its training and its evaluation.
         local_uri: the store that takes the place of a server that is away; None leaves the run untracked then.
+        folder: what the run writes is there, also the next two.
         history: table of all epochs (see ``history.History``), from which a run that is resumed gets what its store
             lacks of the epochs before.
         run_file: remembers in which run the files beside it are recorded.
@@ -58,6 +59,7 @@ class TrackedRun:
         artifacts: Sequence[str | os.PathLike] = (),
         run_id: str | None = None,
         local_uri: str | None = None,
+        folder: str | os.PathLike = "",
         history: str | os.PathLike | None = None,
         run_file: str | os.PathLike | None = None,
         resume: bool = False,
@@ -65,9 +67,9 @@ class TrackedRun:
         self.uri, self.local_uri = absolute_uri(tracking_uri), local_uri
         self.experiment_name, self.run_name, self.run_id = experiment_name, run_name, run_id
         self.params, self.tags = {key: str(value) for key, value in params.items()}, dict(tags or {})
-        self.artifacts = [Path(file) for file in artifacts]
-        self.history = None if history is None else Path(history)
-        self.run_file, self.resume = None if run_file is None else Path(run_file), resume
+        self.folder, self.artifacts = Path(folder), [str(file) for file in artifacts]
+        self.history = None if history is None else self.folder / history
+        self.run_file, self.resume = None if run_file is None else self.folder / run_file, resume
         self._epochs: dict[int, dict[str, float]] = {}
         self._filed: dict[int, set[str]] = {}  # names of metrics that the store has, by epoch
         self._client: MlflowClient | None = None
@@ -137,8 +139,8 @@ class TrackedRun:
                 self._client.log_batch(self._run, metrics=batch)
                 self._filed.setdefault(epoch, set()).update(new)
         if status == "FINISHED":
-            for file in self.artifacts:
-                if file.is_file():
+            for pattern in self.artifacts:
+                for file in sorted(self.folder.glob(pattern)):
                     self._client.log_artifact(self._run, str(file))
         if status is not None and self.run_id is None:
             self._client.set_terminated(self._run, status=status)

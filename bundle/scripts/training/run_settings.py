@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from monai.bundle import ConfigParser
-from scripts.setup_run import executed_config
+from scripts.setup_run import executed_config, path_keys
 
 __all__ = ["RunSettings", "differences"]
 
@@ -17,12 +17,13 @@ class RunSettings:
     The settings that make a run what it is, by which a resumed one is known to be the same.
 
     They are the plain values at the top of the config, and whatever in it was replaced: keys such as
-    ``train::augmentation::transforms::1::_disabled_``.
+    ``train::augmentation::blur::_disabled_``. Where things lie and what is done with them, paths and the lists of
+    a verb's steps, never counts.
 
     Args:
         defaults: the bundle's own config, without overrides.
         version: of the bundle, whose keys differ from those of another version.
-        free: keys (with ``*`` for anything) that may change while a run is interrupted.
+        free: further keys (with ``*`` for anything) that may change while a run is interrupted.
         config: the config of the run; None takes the one that is executed.
     """
 
@@ -33,13 +34,19 @@ class RunSettings:
         free: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.version, self.free = version, list(free)
-        self._defaults = dict(_leaves(ConfigParser.load_config_file(defaults)))
+        content = ConfigParser.load_config_file(defaults)
+        steps = [f"{key}::*" for key, value in content.items() if isinstance(value, list)]
+        self.version, self.free = version, [*free, *path_keys(content), *steps, "finalize::*"]
+        self._defaults = dict(_leaves(content))
         self.values = {
             key: value
             for key, value in _leaves(executed_config() or {} if config is None else config)
             if self._defaults.get(key, _Absent) != value or ("::" not in key and not _is_expression(value))
         }
+
+    def params(self) -> dict[str, Any]:
+        """The settings at the top of the config that are not free, for MLflow."""
+        return {key: value for key, value in self.values.items() if "::" not in key and not self._is_free(key)}
 
     def record(self) -> dict[str, Any]:
         """What :meth:`changes` needs later: plain values."""
@@ -56,9 +63,12 @@ class RunSettings:
         for key in sorted({*earlier, *self.values} if same else earlier.keys() & self.values.keys()):
             # a default that is replaced by a list or a table is not recorded as such
             before, now = (values.get(key, self._defaults.get(key, _Absent)) for values in (earlier, self.values))
-            if before != now and not any(fnmatchcase(key, free) for free in self.free):
+            if before != now and not self._is_free(key):
                 told.append(f"{key} {_told(before)}, now {_told(now)}")
         return told
+
+    def _is_free(self, key: str) -> bool:
+        return any(fnmatchcase(key, free) for free in self.free)
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator
+from monai.transforms import Compose
+from scripts.alignment.features import RegionFeatures
+from scripts.alignment.windows import CutWindows, window_items
+from scripts.data.readers import LoadNucleid
+from scripts.data.transforms import ToTargetMppd
+from torch import nn
+
+__all__ = ["alignment_evaluator", "window_dataset"]
+
+
+def window_dataset(
+    domains: Sequence[dict],
+    splits: str | Sequence[str],
+    windows_per_domain: int,
+    window_size: int,
+    target_mpp: float | None,
+    strict: bool = True,
+) -> Dataset:
+    """
+    The windows in which domains are compared, as a list for each image.
+
+    Args:
+        domains, splits, windows_per_domain, strict: see :func:`scripts.alignment.windows.window_items`.
+        window_size: side in pixels, see :class:`scripts.alignment.windows.CutWindows`.
+        target_mpp: micrometres per pixel that images are resampled to before; None leaves them.
+    """
+    items = window_items(domains, splits, windows_per_domain, strict)
+    return Dataset(items, Compose([LoadNucleid(), ToTargetMppd(target_mpp), CutWindows(window_size)]))
+
+
+def alignment_evaluator(
+    network: nn.Module, dataset: Dataset, handlers: Sequence[Any], device: torch.device, amp: bool = False
+) -> SupervisedEvaluator:
+    """
+    An engine that shows a network's :class:`scripts.alignment.features.RegionFeatures` to handlers.
+
+    Args:
+        network: an ``AMASAM``.
+        dataset: of :func:`window_dataset`.
+        handlers: such as ``AlignmentReport``.
+        device, amp: where, and whether in mixed precision.
+    """
+    return SupervisedEvaluator(
+        device=device,
+        val_data_loader=DataLoader(dataset, batch_size=1, num_workers=0),
+        network=RegionFeatures(network),
+        prepare_batch=PrepareBatchExtraInput("label"),
+        val_handlers=list(handlers),
+        decollate=False,
+        amp=amp,
+    )
