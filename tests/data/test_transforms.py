@@ -88,6 +88,20 @@ def test_resampling_to_the_target_pixel_size(mpp, size):
     assert item["image"].meta["filename_or_obj"] == "x.png"
 
 
+def test_a_label_takes_the_pixel_at_its_centre():
+    """Half a pixel off, nuclei would lie beside what they are drawn on."""
+    item = {"image": torch.rand(3, 9, 12), "label": torch.arange(108, dtype=torch.int32).reshape(1, 9, 12), "mpp": 0.1}
+    shrunk = ToTargetMppd(0.3)(item)["label"]
+    torch.testing.assert_close(shrunk, item["label"][:, 1::3, 1::3])
+    torch.testing.assert_close(ToTargetMppd(0.1)({**item, "mpp": 0.3})["label"][:, 1::3, 1::3], item["label"])
+
+
+def test_sizes_are_rounded_to_the_nearest_pixel():
+    """Cut down, the last pixels of every image would be squeezed out of their pixel size."""
+    resampled = ToTargetMppd(0.5)({"image": torch.rand(3, 97, 98), "mpp": 0.4})
+    assert resampled["image"].shape == (3, 78, 78)  # of 77.6 and 78.4
+
+
 def test_shrinking_does_not_alias():
     item = make_item(mpp=0.1)
     item["image"] = torch.zeros_like(item["image"])

@@ -95,6 +95,18 @@ def test_holes_in_a_nucleus_are_filled_and_gaps_between_nuclei_are_not():
     assert ring_instances.max() == 8
 
 
+def test_what_only_corners_close_is_a_hole():
+    """Nuclei hold together over corners, so their background does not: else a rim of one pixel would leak."""
+    foreground = np.zeros((40, 40), bool)
+    row, column = np.indices(foreground.shape)
+    distance = abs(row - 20) + abs(column - 20)
+    foreground[(distance >= 9) & (distance <= 10)] = True  # closed by sides
+    thin = distance == 9  # closed by corners alone
+    for rim in (foreground, thin):
+        _, instances = logits_to_instances(np.where(rim, 8.0, -8.0)[None].astype(np.float32), min_area=1)
+        assert instances.max() == 1 and instances[0, 20, 20] == 1
+
+
 def test_a_bay_at_the_image_border_is_not_a_hole():
     label = discs((30, 0, 14))
     label[26:34, :5] = 0
