@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 from scipy.io import loadmat
-from scripts.data.readers import read_image, read_label, whole_numbers
+from scripts.data.readers import read_label, read_mask, whole_numbers
 from scripts.errors import DataError
 from scripts.preparing.layouts import Sample
 from scripts.preparing.polygons import MAX_INSTANCES, Finding, Instances
@@ -25,7 +25,7 @@ def read_binary(sample: Sample, shape: Sequence[int]) -> Instances:
     Options:
         connectivity: 8 (default) or 4 neighbours; with 8 nuclei that touch by a corner are one.
     """
-    mask = read_image(sample.labels[0]).max(axis=2) > 0
+    mask = read_mask(sample.labels[0])
     structure = None if sample.options.get("connectivity", 8) == 4 else np.ones((3, 3))
     return compact(ndimage.label(mask, structure)[0], sample.labels[0])
 

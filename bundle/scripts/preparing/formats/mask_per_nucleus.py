@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scripts.data.readers import read_image
+from scripts.data.readers import read_mask
 from scripts.errors import DataError
 from scripts.preparing.layouts import Sample
 from scripts.preparing.polygons import MAX_INSTANCES, Finding, Instances
@@ -23,7 +23,7 @@ def read_folder(sample: Sample, shape: Sequence[int]) -> Instances:
     """
     masks = []
     for path in sorted(sample.labels):
-        mask = read_image(path).max(axis=2) > 0
+        mask = read_mask(path)
         if mask.shape != tuple(shape[:2]):
             what = f"the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {shape[1]}x{shape[0]}"
             raise DataError(path, what, "Copy both again from their source.")

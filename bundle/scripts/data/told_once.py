@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import functools
+import logging
+
+__all__ = ["warn_once"]
+
+logger = logging.getLogger("scripts.data.readers")
+
+
+@functools.cache
+def warn_once(path: str, message: str) -> None:
+    """Say something of a file, once in a process however often the file is read."""
+    logger.warning("%s: %s", path, message)
