@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,12 +21,16 @@ __all__ = [
     "finished_name",
     "has_columns",
     "read_json",
+    "read_text",
     "sha256_of",
     "unused_path",
+    "walk_files",
     "write_json",
     "write_table",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 _PARTIAL = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]+\.partial(?P<suffix>\.[^.]*)?")
 
@@ -108,9 +114,36 @@ def write_json(path: str | os.PathLike, content: Any, default: Callable[[Any], A
 def read_json(path: str | os.PathLike) -> Any:
     """The content of a JSON file; DataError when it cannot be read."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows write a mark first
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(path, f"the file cannot be read as JSON ({error})", "Correct or replace it.") from error
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Text of a file in UTF-8 or UTF-16; editors on Windows write a mark first that tells which."""
+    content = Path(path).read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
+
+
+def walk_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """
+    Files in a folder and below, by name; hidden ones are passed over. Links to folders are followed, each real folder
+    once, so that loops end; a folder that cannot be read is warned of.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def tell(error: OSError) -> None:
+        logger.warning("%s: the folder cannot be read (%s)", error.filename, error.strerror)
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=tell):
+        about = os.stat(parent)
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
 def sha256_of(path: str | os.PathLike) -> str | None:

@@ -34,6 +34,18 @@ class Colours:
     palette: np.ndarray | None = None
     bits: int | None = None
 
+    @property
+    def channels(self) -> int:
+        """How many samples are colours."""
+        return CHANNELS[self.kind]
+
+    @property
+    def white(self) -> int:
+        """The 8-bit sample of what is empty."""
+        if self.kind == "palette":
+            return int(np.abs(self.palette[:, :3].astype(int) - 255).sum(axis=1).argmin())
+        return 0 if self.kind in ("white is zero", "cmyk") else 255
+
     def rgb(self, values: np.ndarray, path: Path, blend: bool | None = None) -> np.ndarray:
         """
         Args:
@@ -57,7 +69,7 @@ class Colours:
             colours = colours[..., :3]
         else:
             alpha = None if self.alpha is None else values[..., self.alpha]
-            colours = self._scaled(values[..., : CHANNELS[self.kind]], path)
+            colours = self._scaled(values[..., : self.channels], path)
         if self.kind == "cmyk":
             ink = 255 - colours.astype(np.uint16)
             colours = (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)

@@ -7,6 +7,7 @@ from pathlib import Path
 from scripts.data.pixel_size import PLAUSIBLE_MPP
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
+from scripts.files import walk_files
 
 __all__ = ["list_images"]
 
@@ -18,7 +19,7 @@ def list_images(
     Items for every image file in a folder and its sub-folders, by name.
 
     Args:
-        folder: where to look; hidden files and folders are passed over.
+        folder: where to look, see ``walk_files``.
         mpp: micrometres per pixel of all these images, if known.
         exclude: a folder within it whose files are passed over, such as that of the results.
 
@@ -41,11 +42,9 @@ def list_images(
         excluded = None  # a folder around the images: they are no results
     files = [
         path
-        for path in sorted(root.rglob("*"))
-        if (path.is_file() or not path.exists())  # a link that leads nowhere is told when it is read
-        and file_suffix(path) in IMAGE_SUFFIXES
-        and excluded not in path.resolve().parents
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        for path in sorted(walk_files(root))
+        # a link that leads nowhere is told when it is read
+        if file_suffix(path) in IMAGE_SUFFIXES and excluded not in path.resolve().parents
     ]
     if not files:
         raise DataError(root, "no image found", f"Put files with one of {', '.join(IMAGE_SUFFIXES)} there")

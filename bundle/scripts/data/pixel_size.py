@@ -11,8 +11,19 @@ __all__ = ["PLAUSIBLE_MPP", "SAME_MPP", "number", "same_mpp", "square_mpp", "sta
 
 SAME_MPP = 0.02  # pixel sizes that differ by a smaller share are the same: resampling would only blur
 PLAUSIBLE_MPP = (0.05, 20.0)  # micrometres; a TIFF's 72 dpi, which says nothing, is 353
-MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+MICROMETRES = {
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+    "Å": 1e-4,
+}
 MICROMETRES |= {"in": 25400.0, "inch": 25400.0}
+RESOLUTION_UNITS = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}  # of TIFF's tag: inch, cm, and in newer files mm, um
 
 
 def same_mpp(one: float, other: float) -> bool:
@@ -43,9 +54,10 @@ def stated_mpp(path: str | os.PathLike) -> float | None:
 
 
 def tiff_mpp(path: Path, tiff: tifffile.TiffFile) -> float | None:
-    """See :func:`stated_mpp`; of the first page."""
+    """See :func:`stated_mpp`; of the largest picture, for labels and thumbnails may come first."""
     if tiff.is_ome:
-        pixels = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
+        pictures = ElementTree.fromstring(tiff.ome_metadata).findall(".//{*}Pixels")
+        pixels = max(pictures, key=lambda one: number(one.get("SizeX")) or 0, default=None)
         if pixels is not None and "PhysicalSizeX" in pixels.attrib:
             sides = []
             for axis in "XY":
@@ -53,8 +65,10 @@ def tiff_mpp(path: Path, tiff: tifffile.TiffFile) -> float | None:
                 size = number(pixels.get(f"PhysicalSize{axis}", pixels.get("PhysicalSizeX")))
                 sides.append(None if unit is None or size is None else size * unit)
             return square_mpp(path, *sides)
-    tags = tiff.pages[0].tags
-    unit = {2: 25400.0, 3: 10000.0}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2)
+    tags = max(tiff.series, key=lambda one: one.keyframe.imagewidth * one.keyframe.imagelength).keyframe.tags
+    unit = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}.get(
+        int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2
+    )
     if tiff.is_imagej and (name := (tiff.imagej_metadata or {}).get("unit")):
         unit = MICROMETRES.get(str(name).replace("\\u00B5", "µ").lower())  # ImageJ's resolution is in its own unit
     if unit is None or "XResolution" not in tags or "YResolution" not in tags:

@@ -20,7 +20,6 @@ KINDS = {
     PHOTOMETRIC.YCBCR: "rgb",  # the decoders of JPEG give RGB
     PHOTOMETRIC.SEPARATED: "cmyk",
 }
-SAMPLES = {"grey": 1, "white is zero": 1, "palette": 1, "rgb": 3, "cmyk": 4}
 FAX = (tifffile.COMPRESSION.CCITTRLE, tifffile.COMPRESSION.CCITT_T4, tifffile.COMPRESSION.CCITT_T6)
 JPEG = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 
@@ -66,6 +65,8 @@ def stored_values(picture: Picture) -> np.ndarray:
     planes = []
     for page in picture.levels[0]:
         keyframe = page.keyframe
+        if 0 in page.databytecounts:
+            raise ValueError("parts of it were never written")
         values = page.asarray()
         if keyframe.samplesperpixel == 1:
             values = values.reshape(keyframe.imagelength, keyframe.imagewidth, 1)
@@ -122,7 +123,7 @@ def _colours(path: Path, page: tifffile.TiffPage, channels: int, stacked: bool) 
     if kind == "grey":  # further samples are channels of their own, unless they are said to be transparency
         extra = [use for use in extra if use in (1, 2)]
         kind = "rgb" if channels == 3 and not extra else kind  # as microscopes and ImageJ write it
-    colour_samples = SAMPLES[kind]
+    colour_samples = Colours(kind).channels
     if channels - len(extra) != colour_samples:
         shape = (page.imagelength, page.imagewidth, channels)
         raise DataError(

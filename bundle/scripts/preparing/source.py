@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from monai.apps.utils import extractall
 from scripts.errors import DataError
+from scripts.files import walk_files
 
 __all__ = ["Source", "check_archive", "fingerprint", "list_folder", "open_source"]
 
@@ -82,14 +83,8 @@ def fingerprint(source: str | os.PathLike) -> str:
 
 def list_folder(folder: Path) -> dict[str, Path]:
     """All files in a folder and below, by relative name with ``/``; what operating systems leave behind is not."""
-    found = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _ignored(name))
-        for name in sorted(names):
-            if not _ignored(name):
-                path = Path(parent, name)
-                found[path.relative_to(folder).as_posix()] = path
-    return found
+    files = ((path.relative_to(folder), path) for path in walk_files(folder))
+    return {name.as_posix(): path for name, path in files if not set(name.parts) & set(IGNORED)}
 
 
 def check_archive(path: str | os.PathLike) -> list[zipfile.ZipInfo]:
@@ -154,7 +149,3 @@ def _check_exists(source: Path) -> None:
 
 def _is_archive(name: str) -> bool:
     return "/" not in name and name.lower().endswith(".zip")
-
-
-def _ignored(name: str) -> bool:
-    return name in IGNORED or name.startswith(".")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import DataError, root_cause
-from scripts.files import has_columns, write_table
+from scripts.files import has_columns, read_text, walk_files, write_table
 from scripts.inference.output_names import output_names
 from scripts.owned import OwnFiles
+from scripts.slides.reading import dicom_series
 from scripts.slides.result_folder import check_folders
 
 __all__ = ["list_slides", "name_folders", "segment_slides"]
@@ -29,19 +30,19 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
 
     Args:
         slide: a slide; a folder, of which all slides count, also in sub-folders; or a text file with one path a line,
-            relative to the file's own folder.
+            relative to the file's own folder. The level files of one DICOM slide in a folder are one slide.
 
     Raises:
         DataError: nothing is there.
     """
     path = Path(slide)
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SLIDE_SUFFIXES and file.is_file()]
-        paths = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        found = [file for file in walk_files(path) if file.suffix.lower() in SLIDE_SUFFIXES]
+        paths = _without_repeated_levels(found)
         if not paths:
             raise DataError(path, "no slide found", f"Put files with one of {', '.join(SLIDE_SUFFIXES)} there")
     elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         paths = [path.parent / line for line in lines if line and not line.startswith("#")]
         if not paths:
             raise DataError(path, "it names no slide", "Write one path a line")
@@ -50,6 +51,18 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
     else:
         raise DataError(path, "there is no such file or folder", "Name a slide, a folder or a list with --slide")
     return [str(path) for path in paths]
+
+
+def _without_repeated_levels(files: Sequence[Path]) -> list[Path]:
+    """Each file of a DICOM series opens as the whole slide: the first of them stays."""
+    seen: set[tuple[Path, str]] = set()
+    kept = []
+    for file in files:
+        series = dicom_series(file) if file.suffix.lower() == ".dcm" else None
+        if series is None or (file.parent, series) not in seen:
+            kept.append(file)
+            seen.add((file.parent, series or ""))
+    return kept
 
 
 def name_folders(

@@ -12,14 +12,17 @@ import openslide
 import tifffile
 from PIL import Image
 from scripts.data.pixel_size import number, square_mpp, tiff_mpp
+from scripts.data.tiff_files import main_picture
+from scripts.data.told_once import warn_once
 from scripts.errors import DataError
 
-__all__ = ["Slide", "open_slide"]
+__all__ = ["Slide", "dicom_series", "open_slide"]
 
 logger = logging.getLogger(__name__)
 
 MAX_SEGMENT = 2**24  # pixels; a larger strip or tile would have to be decoded whole for every window
 READ_SIDE = 2048  # pixels of a level that a thumbnail reads at once
+MAX_SLIDE = 2**38  # pixels; scanners' largest have some 2**35
 SMALLEST_BAD = 64  # pixels of a level to which a damaged area is narrowed down
 
 
@@ -33,10 +36,13 @@ class Slide(ABC):
         path: the file.
         sizes: (width, height) of each level, level 0 first.
         mpp: micrometres per pixel of level 0, or None if the file does not say.
+        origin: (x, y) in the file's own canvas of the corner from which pixels are counted.
     """
 
-    def __init__(self, path: Path, sizes: list[tuple[int, int]], mpp: float | None) -> None:
-        self.path, self.sizes, self.mpp = path, sizes, mpp
+    def __init__(
+        self, path: Path, sizes: list[tuple[int, int]], mpp: float | None, origin: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.path, self.sizes, self.mpp, self.origin = path, sizes, mpp, origin
         self.width, self.height = sizes[0]
         self.downsamples = [_downsample(sizes[0], size) for size in sizes]
 
@@ -139,13 +145,33 @@ def open_slide(path: str | os.PathLike) -> Slide:
         raise DataError(path, f"it cannot be read as a slide ({error})", hint) from error
 
 
+def dicom_series(path: str | os.PathLike) -> str | None:
+    """The series that a DICOM file is of; None if it cannot be opened, which is told when it is segmented."""
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get("dicom.SeriesInstanceUID")
+    except openslide.OpenSlideError:
+        return None
+
+
 class _OpenSlide(Slide):
     def __init__(self, path: Path) -> None:
         self._handles = threading.local()  # an error makes a handle refuse everything: it must be no other thread's
         slide = openslide.OpenSlide(path)
         properties = slide.properties
         sides = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-        super().__init__(path, list(slide.level_dimensions), square_mpp(path, *map(number, sides)))
+        sizes, (left, top) = list(slide.level_dimensions), (0, 0)
+        bounds = [number(properties.get(f"openslide.bounds-{name}")) for name in ("x", "y", "width", "height")]
+        if None not in bounds and min(bounds[2:]) > 0:
+            # what was scanned of a larger canvas: viewers crop to it, and count pixels from its corner
+            left, top, width, height = map(int, bounds)
+            box = min(width, sizes[0][0] - left), min(height, sizes[0][1] - top)
+            sizes = [
+                (max(math.floor(box[0] / ratio), 1), max(math.floor(box[1] / ratio), 1))
+                for ratio in slide.level_downsamples
+            ]
+            sizes[0] = box
+        super().__init__(path, sizes, square_mpp(path, *map(number, sides)), (left, top))
 
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         if not hasattr(self._handles, "slide"):
@@ -153,8 +179,9 @@ class _OpenSlide(Slide):
         slide = self._handles.slide
         # by OpenSlide's own idea of the ratio, else it would shift the pixels
         ratio = slide.level_downsamples[level]
+        place = self.origin[0] + round(left * ratio), self.origin[1] + round(top * ratio)
         try:
-            region = slide.read_region((round(left * ratio), round(top * ratio)), level, (width, height))
+            region = slide.read_region(place, level, (width, height))
         except openslide.OpenSlideError:
             del self._handles.slide
             raise
@@ -167,44 +194,80 @@ class _TiffSlide(Slide):
     def __init__(self, path: Path) -> None:
         self._tiff = tifffile.TiffFile(path)
         self._tiff.filehandle.set_lock(True)  # else its lock is none, and threads read at each other's places
-        series = self._tiff.series[0]
-        # one page of colours, or one page for each colour
-        self._levels = [list(level.pages)[:3] if "C" in level.axes else [level.keyframe] for level in series.levels]
-        for pages in self._levels:
-            self._check(path, pages[0])
-        sizes = [(pages[0].imagewidth, pages[0].imagelength) for pages in self._levels]
-        super().__init__(path, sizes, tiff_mpp(path, self._tiff))
-
-    @staticmethod
-    def _check(path: Path, page: tifffile.TiffPage) -> None:
+        picture = main_picture(path, self._tiff)
+        self._levels, self._colours, self._blend = picture.levels, picture.colours, None
         hint = "Save it as 8-bit RGB in a tiled pyramidal TIFF"
-        if page.dtype != np.uint8:
-            raise DataError(path, f"pixels are {page.dtype}", hint)
+        if picture.orientation != 1:
+            raise DataError(path, "it says that it is to be turned to be upright", hint)
+        if picture.left_out:
+            warn_once(str(path), f"only the first of {picture.left_out + 1} planes is read")
+        for pages in self._levels:
+            self._check(path, pages, hint)
+        sizes = [(pages[0].keyframe.imagewidth, pages[0].keyframe.imagelength) for pages in self._levels]
+        super().__init__(path, sizes, tiff_mpp(path, self._tiff))
+        self._blend = self._is_transparent()
+
+    def _check(self, path: Path, pages: list[tifffile.TiffPage], hint: str) -> None:
+        page = pages[0].keyframe
+        if page.dtype != np.uint8 or self._colours.bits:
+            raise DataError(path, f"pixels are {page.dtype}, {page.bitspersample} bits", hint)
         if _segment_size(page)[0] * _segment_size(page)[1] > MAX_SEGMENT:
             raise DataError(path, "it is not tiled", hint)
+        width, height = _segment_size(page)
+        needed = -(-page.imagewidth // width) * -(-page.imagelength // height) * _planes(page)
+        size = f"{page.imagewidth}x{page.imagelength}"
+        if page.imagewidth * page.imagelength > MAX_SLIDE:
+            raise DataError(path, f"its header claims {size} pixels, more than any scanner's", "Copy it again")
+        if any(len(one.dataoffsets) < needed for one in pages):
+            raise DataError(path, f"its header claims {size} pixels, but it has fewer tiles", "Copy it again")
         page.decode  # noqa: B018 - tifffile asks to make it before threads use it
 
+    def _is_transparent(self) -> bool:
+        """Whether its transparency, if it has one, differs anywhere: looked at in the coarsest level."""
+        if self._colours.alpha is None:
+            return False
+        level, seen = len(self.sizes) - 1, set()
+        width, height = self.sizes[level]
+        for top in range(0, height, READ_SIDE):
+            for left in range(0, width, READ_SIDE):
+                box = left, top, min(READ_SIDE, width - left), min(READ_SIDE, height - top)
+                try:
+                    alpha = self._values(level, *box)[..., self._colours.alpha]
+                except Exception:  # noqa: S112 - what cannot be read is told tile by tile
+                    continue
+                seen |= {int(alpha.min()), int(alpha.max())}
+                if len(seen) > 1:
+                    return True
+        return False
+
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
-        pixels = np.full((height, width, 3), 255, np.uint8)
+        return self._colours.rgb(self._values(level, left, top, width, height), self.path, self._blend)
+
+    def _values(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
+        """(height, width, samples) as stored; what was never written is white."""
         pages = self._levels[level]
-        for colour, page in enumerate(pages):
-            segment_width, segment_height = _segment_size(page)
-            across, down = -(-page.imagewidth // segment_width), -(-page.imagelength // segment_height)
-            planes = page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
-            for plane in range(min(planes, 3)):
+        page = pages[0].keyframe
+        samples = page.samplesperpixel * len(pages)
+        values = np.full((height, width, samples), 255, np.uint8)
+        values[..., : self._colours.channels] = self._colours.white
+        segment_width, segment_height = _segment_size(page)
+        across, down = -(-page.imagewidth // segment_width), -(-page.imagelength // segment_height)
+        planes = _planes(page)
+        for nth, one in enumerate(pages):
+            for plane in range(planes):
                 for row in range(top // segment_height, -(-(top + height) // segment_height)):
                     for column in range(left // segment_width, -(-(left + width) // segment_width)):
-                        segment = self._segment(page, (plane * down + row) * across + column)
+                        segment = self._segment(one, (plane * down + row) * across + column)
                         if segment is None:  # never written: empty
                             continue
                         y, x = row * segment_height - top, column * segment_width - left
                         part = segment[max(-y, 0) : height - y, max(-x, 0) : width - x]
-                        target = pixels[max(y, 0) :, max(x, 0) :][: part.shape[0], : part.shape[1]]
+                        target = values[max(y, 0) :, max(x, 0) :][: part.shape[0], : part.shape[1]]
                         if planes > 1 or len(pages) > 1:
-                            target[..., plane + colour] = part[..., 0]
+                            target[..., plane + nth] = part[..., 0]
                         else:
-                            target[:] = part[..., :3] if part.shape[2] >= 3 else part[..., :1]
-        return pixels
+                            target[:] = part
+        return values
 
     def _segment(self, page: tifffile.TiffPage, index: int) -> np.ndarray | None:
         """(height, width, samples) of one tile or strip."""
@@ -217,12 +280,18 @@ class _TiffSlide(Slide):
             data = handle.read(count)
         if len(data) < count:
             raise ValueError("the file ends early")
-        decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
+        keyframe = page.keyframe  # further pages of a series know only where their tiles are
+        decoded = keyframe.decode(data, index, jpegtables=page.jpegtables)[0]
         return None if decoded is None else decoded[0]
 
 
 def _segment_size(page: tifffile.TiffPage) -> tuple[int, int]:
     return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+
+
+def _planes(page: tifffile.TiffPage) -> int:
+    """How many segments hold the samples of one place."""
+    return page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
 
 
 def _downsample(base: tuple[int, int], size: tuple[int, int]) -> float:

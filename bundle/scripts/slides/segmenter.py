@@ -111,6 +111,8 @@ class SlideSegmenter:
         mpp = self._mpp(slide)
         region = parse_region(self.region, slide)
         settings = {"file": file_stamp(path), "mpp": mpp, "region": list(region), **self.settings}
+        if slide.origin != (0, 0):
+            settings["origin"] = list(slide.origin)
         if self.resume and (done := results.finished(settings)) is not None:
             logger.info("%s: an earlier run finished it", path)
             return done
@@ -149,6 +151,7 @@ class SlideSegmenter:
         summary = {
             "slide": str(path),
             "size": [slide.width, slide.height],
+            "origin": list(slide.origin),
             "tissue_mm2": round(tissue.area_mm2, 4),
             "nuclei_per_mm2": round(density, 1),
             **totals,

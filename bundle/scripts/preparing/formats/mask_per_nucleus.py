@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scripts.data.readers import read_mask
 from scripts.errors import DataError
+from scripts.files import read_text
 from scripts.preparing.layouts import Sample
 from scripts.preparing.polygons import MAX_INSTANCES, Finding, Instances
 
@@ -103,9 +104,8 @@ def merge_masks(masks: Sequence[tuple[str, np.ndarray]], shape: Sequence[int], p
 def _table(path: str) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                rows.setdefault(row["ImageId"], []).append(row["EncodedPixels"])
+        for row in csv.DictReader(read_text(path).splitlines()):
+            rows.setdefault(row["ImageId"], []).append(row["EncodedPixels"])
     except (OSError, KeyError, UnicodeError) as error:
         raise DataError(path, "it is no table with ImageId and EncodedPixels", "Get it again.") from error
     return rows

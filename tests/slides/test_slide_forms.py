@@ -1,0 +1,132 @@
+"""Slides as people have them: the same pixels at the same places, or one clear sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+from scripts.data.readers import read_image
+from scripts.errors import DataError
+from scripts.slides.listing import list_slides
+from scripts.slides.reading import open_slide
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+TILED = {"tile": (64, 64), "metadata": None, "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
+CLEAR = np.full((200, 300), 255, np.uint8)
+CLEAR[:, :100] = 0
+FORMS = {
+    "grey": (PIXELS[..., 0], {"photometric": "minisblack"}),
+    "white is zero": (PIXELS[..., 0], {"photometric": "miniswhite"}),
+    "cmyk": (np.dstack([PIXELS, CLEAR]), {"photometric": "separated"}),
+    "palette": (
+        PIXELS[..., 0],
+        {"photometric": "palette", "colormap": np.arange(768).reshape(3, 256).astype("u2") * 85},
+    ),
+    "alpha": (np.dstack([PIXELS, CLEAR]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    "constant alpha": (np.dstack([PIXELS, CLEAR * 0]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    "unknown fourth": (np.dstack([PIXELS, CLEAR]), {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+    "planar": (PIXELS.transpose(2, 0, 1), {"photometric": "rgb", "planarconfig": "separate"}),
+    "planes": (PIXELS.transpose(2, 0, 1), {"photometric": "minisblack", "metadata": {"axes": "CYX"}, "ome": True}),
+    "stack": (np.stack([PIXELS, 255 - PIXELS]), {"photometric": "rgb", "metadata": {"axes": "ZYXS"}, "ome": True}),
+    "jpeg2000": (PIXELS, {"photometric": "rgb", "compression": "jpeg2000"}),
+    "webp": (PIXELS, {"photometric": "rgb", "compression": "webp"}),
+    "jpegxl": (PIXELS, {"photometric": "rgb", "compression": "jpegxl"}),
+    "jpeg": (PIXELS, {"photometric": "rgb", "compression": "jpeg"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_slide_is_read_as_the_image_is(tmp_path, form):
+    pixels, options = FORMS[form]
+    path = tmp_path / ("x.ome.tif" if options.get("ome") else "x.tif")
+    tifffile.imwrite(path, pixels, **{**TILED, **options})
+    slide = open_slide(path)
+    whole, bad = slide.read(0, 0, 300, 200, 1.0)
+    assert not bad
+    np.testing.assert_array_equal(whole, read_image(path))
+    part, _ = slide.read(30, 50, 90, 70, 1.0)  # a window that is transparent all over is no other than the whole
+    np.testing.assert_array_equal(part, whole[50:120, 30:120])
+
+
+@pytest.mark.parametrize("form", ["two channels", "four channels", "16 bit", "turned", "claims"])
+def test_what_is_no_slide_is_told(tmp_path, form):
+    path, options = tmp_path / "x.tif", dict(TILED)
+    pixels = {"two channels": PIXELS[..., :2], "four channels": np.dstack([PIXELS, CLEAR])}.get(form, PIXELS)
+    if "channels" in form:
+        options |= {"photometric": "minisblack", "planarconfig": "contig"}
+    elif form == "16 bit":
+        pixels = PIXELS.astype(np.uint16) * 257
+    elif form == "turned":
+        options["extratags"] = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(path, pixels, **options)
+    if form == "claims":
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            for tag in ("ImageWidth", "ImageLength"):
+                tiff.pages[0].tags[tag].overwrite(2_000_000, dtype="I")
+    with pytest.raises(DataError, match="x.tif") as caught:
+        open_slide(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("unit, size", [("m", 2.5e-7), ("in", 0.25 / 25400), ("mm", 2.5e-4), ("\u00b5m", 0.25)])
+def test_units_of_ome(tmp_path, unit, size):
+    about = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeXUnit": unit}
+    about |= {"PhysicalSizeY": size, "PhysicalSizeYUnit": unit}
+    tifffile.imwrite(tmp_path / "x.ome.tif", PIXELS, photometric="rgb", tile=(64, 64), metadata=about)
+    assert open_slide(tmp_path / "x.ome.tif").mpp == pytest.approx(0.25)
+
+
+def test_the_pixel_size_is_that_of_the_largest_picture(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tiff:
+        tiff.write(PIXELS[:64, :64], photometric="rgb", metadata={"axes": "YXS", "PhysicalSizeX": 9.0})
+        size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+        tiff.write(PIXELS, photometric="rgb", tile=(64, 64), metadata={"axes": "YXS", **size})
+    slide = open_slide(tmp_path / "x.ome.tif")
+    assert (slide.width, slide.height, slide.mpp) == (300, 200, 0.25)
+
+
+def leica(path, left: int, top: int) -> None:
+    """A Leica SCN of ``PIXELS``, scanned at a place of a larger glass."""
+    nm, (height, width) = 250, PIXELS.shape[:2]
+    glass = f'sizeX="{(width + 600) * nm}" sizeY="{(height + 400) * nm}"'
+    tail = "<scanSettings><objectiveSettings><objective>40</objective></objectiveSettings><illuminationSettings>"
+    tail += "<numericalAperture>0.65</numericalAperture><illuminationSource>brightfield</illuminationSource>"
+    tail += "</illuminationSettings></scanSettings></image>"
+    begin = '<creationDate>2020-01-01T00:00:00Z</creationDate><device model="Leica SCN400" version="1"/>'
+
+    def image(name: str, ifd: int, size: str, view: str) -> str:
+        pixels = f'<pixels {size}><dimension {size} r="0" ifd="{ifd}"/></pixels><view {view} spacingZ="0"/>'
+        return f'<image name="{name}" uuid="urn:uuid:{ifd}">{begin}{pixels}{tail}'
+
+    head = 'xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:8"'
+    main = f'sizeX="{width * nm}" sizeY="{height * nm}" offsetX="{left * nm}" offsetY="{top * nm}"'
+    xml = f'<?xml version="1.0"?><scn {head}><collection name="X" uuid="urn:uuid:9" {glass}><barcode></barcode>'
+    xml += image("macro", 0, 'sizeX="128" sizeY="128"', f'{glass} offsetX="0" offsetY="0"')
+    xml += image("main", 1, f'sizeX="{width}" sizeY="{height}"', main) + "</collection></scn>"
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        options = {"tile": (64, 64), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+        options |= {"compressionargs": {"level": 98}, "resolutionunit": "CENTIMETER"}
+        tiff.write(np.full((128, 128, 3), 230, np.uint8), description=xml, resolution=(1421, 1421), **options)
+        tiff.write(PIXELS, resolution=(40000, 40000), **options)
+
+
+def test_places_count_from_the_corner_of_what_was_scanned(tmp_path):
+    leica(tmp_path / "x.scn", 300, 200)
+    slide = open_slide(tmp_path / "x.scn")
+    assert (slide.width, slide.height, slide.origin, slide.mpp) == (300, 200, (300, 200), 0.25)
+    pixels, bad = slide.read(0, 0, 300, 200, 1.0)
+    assert not bad and np.abs(pixels.astype(int) - PIXELS).mean() < 20  # noise in JPEG
+    assert np.abs(np.roll(pixels, 8, 1).astype(int) - PIXELS).mean() > 60
+
+
+def test_lists_and_folders_of_slides(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS, **TILED)
+    for name, encoding in (("bom.txt", "utf-8-sig"), ("wide.txt", "utf-16")):
+        (tmp_path / name).write_text("a.tif\n", encoding=encoding)
+        assert list_slides(tmp_path / name) == [str(tmp_path / "a.tif")]
+    elsewhere = tmp_path.parent / f"{tmp_path.name}_elsewhere"
+    elsewhere.mkdir()
+    tifffile.imwrite(elsewhere / "b.tif", PIXELS, **TILED)
+    (tmp_path / "link").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(tmp_path)
+    assert list_slides(tmp_path) == [str(tmp_path / "a.tif"), str(tmp_path / "link" / "b.tif")]
