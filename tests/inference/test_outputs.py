@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Lambda
 from PIL import Image
 from scripts.data.images import list_images
+from scripts.data.readers import LoadNucleid
 from scripts.errors import DataError
 from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset
 from scripts.owned import LIST
@@ -243,3 +245,21 @@ def test_a_progress_bar_runs_and_each_file_is_seen_once(tmp_path):
         evaluator = run(dataset, ProgressBar())
     assert evaluator.state.iteration == 3
     assert len(dataset.errors) == 1
+
+
+def test_an_image_that_cannot_be_written_stops_no_other(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = [b"a\xff.png", b"b" * 240 + b".png", b"c.png"]
+    for name in names:
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(file, format="png")
+    data = [{"image": os.path.join(folder, os.fsdecode(name))} for name in names]
+    dataset = TolerantDataset(data, LoadNucleid("image"))
+    out = tmp_path / "out"
+    run(dataset, PredictionWriter(out, data, failed=dataset.add_error))
+    with pytest.raises(SystemExit, match="2 of 3"):
+        dataset.finish(out)
+    told = (out / "errors.csv").read_text(encoding="utf-8")
+    assert "bbb" in told and "cannot be written" in told and (out / "c_mask.png").exists()
+    assert '"nuclei"' in (out / "summary.json").read_text(encoding="utf-8")

@@ -115,8 +115,9 @@ def test_places_count_from_the_corner_of_what_was_scanned(tmp_path):
     slide = open_slide(tmp_path / "x.scn")
     assert (slide.width, slide.height, slide.origin, slide.mpp) == (300, 200, (300, 200), 0.25)
     pixels, bad = slide.read(0, 0, 300, 200, 1.0)
-    assert not bad and np.abs(pixels.astype(int) - PIXELS).mean() < 20  # noise in JPEG
-    assert np.abs(np.roll(pixels, 8, 1).astype(int) - PIXELS).mean() > 60
+    light = np.array([0.299, 0.587, 0.114])  # JPEG blurs the colours of noise
+    assert not bad and np.abs((pixels - PIXELS.astype(int)) @ light).mean() < 10
+    assert np.abs((np.roll(pixels, 1, 1) - PIXELS.astype(int)) @ light).mean() > 40
 
 
 def test_lists_and_folders_of_slides(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ __all__ = ["PredictionWriter", "TolerantDataset"]
 
 logger = logging.getLogger(__name__)
 
+ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what is wrong with one name, and no other
 IMAGES_IN_FLIGHT = 2  # written while the network goes on: memory holds no more than these
 MESSAGE_BYTES = 1000  # room for one file's problem, as UTF-8
 OUTPUTS = ("mask", "instances", "overlay", "geojson", "csv")
@@ -79,16 +81,25 @@ class TolerantDataset(IterableDataset):
                 sample = self.transform(item)
             except Exception as error:  # whatever is wrong with one file, the others go on
                 problem = _root_problem(error)
-                self._problems[index, : len(problem)] = torch.tensor(list(problem), dtype=torch.uint8)
-                logger.error("skipped %s: %s", item[self.path_key], problem.decode(errors="ignore"))
+                self._keep(index, problem)
+                logger.error("skipped %s: %s", printable(item[self.path_key]), problem)
             else:
                 yield sample
+
+    def add_error(self, file: str, problem: str) -> None:
+        """Remember what went wrong with a file after it was read."""
+        index = next(i for i, item in enumerate(self.data) if str(item[self.path_key]) == file)
+        self._keep(index, problem)
+
+    def _keep(self, index: int, problem: str) -> None:
+        text = problem.encode(errors="replace")[:MESSAGE_BYTES]
+        self._problems[index, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
 
     def write_errors(self, output_dir: str | os.PathLike) -> None:
         """Write ``errors.csv`` (file, problem) if any file failed; remove one of an earlier run if none did."""
         files, errors = OwnFiles(output_dir), self.errors
         if errors:
-            rows = [{"file": file, "problem": problem} for file, problem in errors]
+            rows = [{"file": printable(file), "problem": problem} for file, problem in errors]
             write_table(files.path("errors.csv"), rows)
         else:
             files.remove("errors.csv")
@@ -129,6 +140,8 @@ class PredictionWriter:
         outputs: which of ``mask``, ``instances``, ``overlay``, ``geojson``, ``csv`` to write.
         label_format: of the instances: ``png``, ``tif`` or ``nii.gz``.
         model: tells the pixel size and the size of nuclei that the network knows.
+        failed: is told ``(file, problem)`` of an image whose results cannot be written, such as
+            ``TolerantDataset.add_error``; the others go on.
 
     Raises:
         DataError: when a prediction would be written over an input file, or over any file that we did not write.
@@ -143,7 +156,9 @@ class PredictionWriter:
         outputs: Sequence[str] = OUTPUTS,
         label_format: str = "png",
         model: ModelInfo | None = None,
+        failed: Callable[[str, str], None] | None = None,
     ) -> None:
+        self.failed = failed
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(sorted(unknown))}")
         if label_format not in LABEL_FORMATS:
@@ -163,7 +178,7 @@ class PredictionWriter:
         self.files.check([*targets, *SUMMARIES])
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
-        self._writing: deque[Future] = deque()
+        self._writing: deque[tuple[str, Future]] = deque()
 
     def attach(self, engine: Engine) -> None:
         """Register with a MONAI evaluator."""
@@ -183,16 +198,33 @@ class PredictionWriter:
         seconds = (time.perf_counter() - self._started) / len(engine.state.output)
         for item in engine.state.output:
             self._wait(IMAGES_IN_FLIGHT - 1)
-            self._writing.append(self._thread.submit(self._write_image, item, seconds))
+            file = str(item["image"].meta["filename_or_obj"])
+            self._writing.append((file, self._thread.submit(self._write_image, item, seconds)))
 
     def _wait(self, pending: int) -> None:
         """Until at most so many images remain to be written; raises what went wrong with one."""
         while len(self._writing) > pending:
+            file, future = self._writing.popleft()
             try:
-                self._writing.popleft().result()
+                future.result()
+            except OSError as error:
+                if error.errno not in ONE_FILE:  # the disk is full or gone: no other could be written either
+                    self._stop()
+                    raise
+                self._fail(file, f"its results cannot be written ({error.strerror})")
+            except (UnicodeError, DataError) as error:
+                self._fail(file, f"its results cannot be written ({error})")
             except BaseException:
-                self._thread.shutdown(cancel_futures=True)
+                self._stop()
                 raise
+
+    def _stop(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _fail(self, file: str, problem: str) -> None:
+        logger.error("skipped %s: %s", printable(file), problem)
+        if self.failed is not None:
+            self.failed(file, problem)
 
     def _write_image(self, item: dict[str, Any], seconds: float) -> None:
         image, mask, instances = (np.asarray(item[key].cpu()) for key in ("image", "mask", "instances"))
@@ -213,7 +245,11 @@ class PredictionWriter:
             spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
             nuclei = describe_nuclei(instances, probability, image, spread)
             write_nuclei(nuclei, NucleusFormat(name, mpp, flips=spread is not None), geojson, table)
-        row = {"file": file, "nuclei": int(instances.max(initial=0)), "area_fraction": round(float(mask.mean()), 6)}
+        row = {
+            "file": printable(file),
+            "nuclei": int(instances.max(initial=0)),
+            "area_fraction": round(float(mask.mean()), 6),
+        }
         domain = score.values() if (score := item.get("domain_score")) else {}
         pixel = {
             "mpp": mpp,
@@ -291,8 +327,13 @@ class PredictionWriter:
             logger.warning("%s: %s (%s)", summary, what, advice)
 
 
-def _root_problem(error: BaseException) -> bytes:
-    """What first went wrong (MONAI wraps it in one 'applying transform' after another), cut to fit the table."""
+def printable(text: str | os.PathLike) -> str:
+    """A path as text that can be printed and filed, though its name is not UTF-8."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def _root_problem(error: BaseException) -> str:
+    """What first went wrong (MONAI wraps it in one 'applying transform' after another), in one line."""
     error = root_cause(error)
     text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split()).encode()[:MESSAGE_BYTES]
+    return printable(" ".join(text.split()))

@@ -155,7 +155,7 @@ def _crosses_itself(ring: np.ndarray) -> bool:
         return False
     edges = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
     tree = shapely.STRtree(edges)
-    return any(tree.query(edge, predicate="crosses").size for edge in edges)
+    return any(tree.query(edges[i : i + BLOCK], predicate="crosses").size for i in range(0, len(edges), BLOCK))
 
 
 def _inside(ring: np.ndarray, size: tuple[int, int], nonzero: bool) -> np.ndarray:

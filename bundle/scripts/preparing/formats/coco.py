@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scripts.errors import DataError
 from scripts.files import read_json
 from scripts.preparing.formats.mask_per_nucleus import merge_masks
 from scripts.preparing.layouts import Sample, Skipped, check_part, compile_pattern
@@ -32,8 +31,12 @@ def find(files: Mapping[str, Path], part: Mapping) -> tuple[list[Sample], list[S
         content = read_json(str(path)) if match else None
         if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
             continue
-        for entry in content["images"]:
-            wanted = str(entry["file_name"]).replace("\\", "/")
+        for number, entry in enumerate(_dicts(content["images"])):
+            if not isinstance(entry.get("file_name"), str) or "id" not in entry:
+                detail = f"image {entry.get('id', number)} of {name} lacks an id or a file_name"
+                skipped.append(Skipped(name, Finding("image without a name", detail=detail, severity="error")))
+                continue
+            wanted = entry["file_name"].replace("\\", "/")
             exact = [file for file in images if file == wanted or file.endswith(f"/{wanted}")]
             found = exact or by_base[wanted.rsplit("/", 1)[-1]]
             if len(found) != 1:
@@ -59,7 +62,8 @@ def find(files: Mapping[str, Path], part: Mapping) -> tuple[list[Sample], list[S
 
 def read_labels(sample: Sample, shape: Sequence[int]) -> Instances:
     """
-    Nuclei of one image of a COCO file: polygons, or run lengths, plain or compressed. Crowds are not drawn.
+    Nuclei of one image of a COCO file: polygons, or run lengths, plain or compressed. Crowds are not drawn, but CVAT's
+    single masks, which it calls so, are.
 
     Options:
         pixel_centre: of polygons, see :func:`rasterise`; default 0.5, as COCO's own tools draw them.
@@ -75,25 +79,29 @@ def read_labels(sample: Sample, shape: Sequence[int]) -> Instances:
     outlines, masks, findings = [], [], []
     for annotation in by_image.get(sample.fields["coco_id"], []):
         name = f"annotation {annotation.get('id')}"
-        category = categories.get(annotation.get("category_id"))
+        category = categories.get(str(annotation.get("category_id")))
         if wanted is not None and category not in wanted:
             findings.append(Finding("other category", name, f"category '{category}' is not asked for"))
             continue
-        if annotation.get("iscrowd"):
+        single = isinstance(annotation.get("segmentation"), dict) and isinstance(
+            annotation["segmentation"].get("counts"), list
+        )
+        if annotation.get("iscrowd") and not single:  # CVAT marks each of its masks, which are single, as a crowd
             findings.append(Finding("crowd", name, "a region of many nuclei is not drawn"))
             continue
         shapes = annotation.get("segmentation")
         try:
             if isinstance(shapes, dict):
-                masks.append((name, decode_counts(shapes["counts"], shapes["size"])))
-                if masks[-1][1].shape != tuple(shape[:2]):
+                mask = decode_counts(shapes["counts"], shapes["size"])
+                if mask.shape != tuple(shape[:2]):
                     raise ValueError(f"size {shapes['size']} is not that of the image")
+                masks.append((name, mask))
             elif shapes:
                 outlines.append(Outline(name, [np.array(ring, float).reshape(-1, 2) for ring in shapes]))
             else:
                 findings.append(Finding("not an outline", name, "it has a box but no segmentation"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(path, f"{name} of '{sample.name}' is wrong: {error}", "Export the file again.") from error
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+            findings.append(Finding("unreadable outline", name, f"{error}; it is not drawn", "error"))
     drawn = rasterise(outlines, shape, centre, path)
     if not masks:
         return Instances(drawn.label, findings + drawn.findings)
@@ -137,7 +145,11 @@ def decode_counts(counts: str | Sequence[int], size: Sequence[int]) -> np.ndarra
 def _annotations(path: str) -> tuple[dict[str, list[dict]], dict]:
     content = read_json(path)
     by_image = defaultdict(list)
-    for annotation in content["annotations"]:
-        by_image[str(annotation["image_id"])].append(annotation)
-    categories = {entry["id"]: entry.get("name") for entry in content.get("categories", ())}
+    for annotation in _dicts(content["annotations"]):
+        by_image[str(annotation.get("image_id"))].append(annotation)
+    categories = {str(entry.get("id")): entry.get("name") for entry in _dicts(content.get("categories"))}
     return by_image, categories
+
+
+def _dicts(entries: object) -> list[dict]:
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 from scipy.io import loadmat
+from scripts.data.label_checks import look_at_label
 from scripts.data.readers import read_label, read_mask, whole_numbers
 from scripts.errors import DataError
 from scripts.preparing.layouts import Sample
@@ -92,6 +93,8 @@ def compact(label: np.ndarray, path: str) -> Instances:
             raise DataError(path, f"{len(ids)} nuclei are more than 16-bit labels can hold", "Split the image.")
     label = np.ascontiguousarray(label, dtype=np.uint16)
     findings = []
+    if wrong := look_at_label(label).wrong:
+        findings.append(Finding("no map of nuclei", detail=f"{wrong}; training refuses it"))
     if apart := _apart(label):
         detail = "their pixels lie apart; check that different nuclei do not share a number"
         findings.append(Finding("one id in several pieces", f"{len(apart)} ids", f"{_listed(apart)}: {detail}"))
