@@ -3,8 +3,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 import ignite.distributed as idist
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
-from scripts.errors import DataError, root_cause
+from scripts.ending import end_clearly
+from scripts.errors import DataError
 from scripts.executed_config import executed_config, executing_parser, set_value
 from scripts.files import read_json, write_json
 from scripts.memory import keep_freed_memory
@@ -20,6 +19,12 @@ from scripts.owned import OwnFiles
 
 __all__ = ["path_keys", "setup_run", "unknown_keys", "write_config"]
 
+# where the same command does not go on by itself
+GO_ON = {
+    "train": "The same command with --resume true goes on after the last epoch that was finished.",
+    "inference": "The same command begins again.",
+    "evaluate": "The same command begins again.",
+}
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
 _PATHS = ("source", "init_model")  # besides those of path_keys
@@ -40,7 +45,8 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
         ValueError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt;
             or one that is true or false was given something else.
     """
-    sys.excepthook = _print_cause_last
+    again = "The same command goes on where it ended."
+    end_clearly(GO_ON.get(Path(defaults).stem, again))
     keep_freed_memory()
     parser = executing_parser()
     if parser is not None:
@@ -161,12 +167,3 @@ def _strings(config: Any) -> Iterator[str]:
             yield from _strings(value)
     elif isinstance(config, str):
         yield config
-
-
-def _print_cause_last(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """MONAI wraps errors of config expressions several times; a user needs the innermost one, last on the screen."""
-    cause = root_cause(error)
-    if not isinstance(cause, DataError):  # that one says all there is to say, without the way the code took to it
-        traceback.print_exception(kind, error, trace)
-    if cause is not error:
-        print(f"\nError: {cause}", file=sys.stderr)

@@ -10,11 +10,11 @@ from typing import Any
 from scripts.data.pixel_size import same_mpp
 from scripts.errors import DataError
 from scripts.files import write_json, write_table
+from scripts.lock import only_writer
 from scripts.nuclei.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
 from scripts.nuclei.measures import Nucleus
 from scripts.slides.heat_map import write_overview
 from scripts.slides.journal import Journal
-from scripts.slides.lock import only_writer
 from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import SlideWindow, TilePipeline
 from scripts.slides.reading import Slide, open_slide

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from monai.utils import flatten_dict
+from scripts.ending import when_interrupted
 from scripts.files import read_json, write_json
 from scripts.tracking.store import absolute_uri, is_server, open_experiment, open_store, reason, stand_in
 from scripts.training.history import read_history
@@ -90,6 +91,7 @@ class TrackedRun:
             self._epochs = {epoch: row for epoch, row in rows.items() if epoch <= engine.state.epoch}
         self._file()
         self._begun = True
+        when_interrupted(self._interrupted)
 
     def _epoch_completed(self, engine: Engine) -> None:
         self._epochs[engine.state.epoch] = flatten_dict(engine.state.metrics)
@@ -99,6 +101,11 @@ class TrackedRun:
         # what other handlers found when the run completed is logged, too
         self._epochs[engine.state.epoch] = self._epochs.get(engine.state.epoch, {}) | flatten_dict(engine.state.metrics)
         self._file("FINISHED")
+        self._begun = False
+
+    def _interrupted(self) -> None:
+        if self._begun:
+            self._file("KILLED")
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
         if self._run is not None:

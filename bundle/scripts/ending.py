@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from scripts.errors import DataError, root_cause
+
+__all__ = ["end_clearly", "when_interrupted"]
+
+_callbacks: list[Callable[[], None]] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: schedulers and ``kill`` send it; it ends a run as Ctrl-C does."""
+
+
+def end_clearly(how_to_go_on: str) -> None:
+    """
+    From now on errors end with their cause on the last line; Ctrl-C, SIGTERM and a full disk in two lines at most.
+
+    Args:
+        how_to_go_on: what a user does after an interruption.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        cause = root_cause(error)
+        if isinstance(error, KeyboardInterrupt):
+            for callback in _callbacks:
+                callback()
+            what = "Ended by SIGTERM" if isinstance(error, Terminated) else "Interrupted"
+            print(f"\n{what}: what was finished is kept.\n{how_to_go_on}", file=sys.stderr)
+        elif isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" ({cause.filename})" if cause.filename else ""
+            print(f"\nError: the disk is full{place}. Make room. {how_to_go_on}", file=sys.stderr)
+        else:
+            _print_cause_last(kind, error, trace)
+
+    sys.excepthook = hook
+    ours = threading.current_thread() is threading.main_thread()
+    if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def when_interrupted(callback: Callable[[], None]) -> None:
+    """Have something done when Ctrl-C or SIGTERM ends the process."""
+    _callbacks.append(callback)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop what ends the run
+    raise Terminated
+
+
+def _print_cause_last(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """MONAI wraps errors of config expressions several times; a user needs the innermost one, last on the screen."""
+    cause = root_cause(error)
+    if not isinstance(cause, DataError):  # that one says all there is to say, without the way the code took to it
+        traceback.print_exception(kind, error, trace)
+    if cause is not error:
+        print(f"\nError: {cause}", file=sys.stderr)

@@ -1,0 +1,42 @@
+"""How a run ends: two lines after Ctrl-C and SIGTERM, one where the disk is full."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import errno, os, signal, sys, time
+sys.path.insert(0, {root!r})
+from scripts.ending import end_clearly, when_interrupted
+end_clearly("The same command goes on.")
+when_interrupted(lambda: print("closed", file=sys.stderr))
+if {number}:
+    os.kill(os.getpid(), {number})
+    time.sleep(60)
+try:
+    raise OSError(errno.ENOSPC, "No space left on device", "/data/out.png")
+except OSError as error:
+    raise RuntimeError("wrapped") from error
+"""
+
+
+def end(bundle_root, number: int) -> tuple[int, list[str]]:
+    program = PROGRAM.format(root=str(bundle_root), number=number)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruptions_end_in_two_lines(bundle_root, number):
+    code, lines = end(bundle_root, int(number))
+    assert code != 0 and lines[0] == "closed"
+    assert [line for line in lines[1:] if line][1:] == ["The same command goes on."] and "kept" in " ".join(lines)
+
+
+def test_a_full_disk_is_one_line(bundle_root):
+    code, lines = end(bundle_root, 0)
+    assert code == 1 and lines == ["Error: the disk is full (/data/out.png). Make room. The same command goes on."]
