@@ -9,6 +9,7 @@ from scripts.data.readers import read_image
 from scripts.errors import DataError
 from scripts.slides.listing import list_slides
 from scripts.slides.reading import open_slide
+from scripts.slides.tiles import TissueMap
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
 TILED = {"tile": (64, 64), "metadata": None, "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
@@ -131,3 +132,16 @@ def test_lists_and_folders_of_slides(tmp_path):
     (tmp_path / "link").symlink_to(elsewhere)
     (elsewhere / "loop").symlink_to(tmp_path)
     assert list_slides(tmp_path) == [str(tmp_path / "a.tif"), str(tmp_path / "link" / "b.tif")]
+
+
+@pytest.mark.parametrize("glass", [(245, 244, 246), (243, 236, 214), (226, 230, 246), (250, 250, 250)])
+@pytest.mark.parametrize("tissue", [(225, 180, 205), (190, 140, 180)])
+def test_tissue_is_found_on_tinted_glass(tmp_path, glass, tissue):
+    pixels = np.full((1024, 1024, 3), glass, np.float64)
+    pixels[256:512, 256:768] = np.multiply(tissue, np.divide(glass, 255))
+    noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 2, pixels.shape), 0, 255).astype(np.uint8)
+    for name, values in (("colour", noisy), ("grey", noisy.mean(-1).astype(np.uint8))):
+        options = {"photometric": "minisblack" if name == "grey" else "rgb"}
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, **{**TILED, **options})
+        tissue_map = TissueMap(open_slide(tmp_path / f"{name}.tif"), (0, 0, 1024, 1024), 0.25)
+        assert tissue_map.mask.mean() == pytest.approx(1 / 8, rel=0.06), name

@@ -13,6 +13,9 @@ __all__ = ["Tile", "TissueMap", "make_tiles", "parse_region"]
 
 TISSUE_MPP = 8.0  # micrometres per pixel of the tissue mask,
 TISSUE_SIDES = 800, 2048  # unless it had too few pixels for a picture, or too many for a bounded memory
+GREY = 3  # channels of a grey slide differ by no more
+GLASS_LOW, GLASS_TINT = 190, 40  # the least of its darkest channel, and by how much its channels may differ
+GLASS_SHARE = 0.1  # of all pixels that are within 4 grey values of its colour
 TISSUE_BORDER = 64.0  # micrometres around tissue that count as tissue
 
 
@@ -92,8 +95,9 @@ class TissueMap:
     """
     Where a slide has tissue, seen at low power: coloured pixels, and what lies close to them.
 
-    Glass and grey shades have no colour, stained tissue has. What cannot be read counts as tissue, so that its tiles
-    are tried and listed. ``thumbnail`` (H, W, 3) is what was looked at.
+    Glass and grey shades have no colour, stained tissue has; where the glass itself is tinted, its tint is taken off,
+    and of a slide without any colour what is darker than the glass counts. What cannot be read counts as tissue, so
+    that its tiles are tried and listed. ``thumbnail`` (H, W, 3) is what was looked at.
 
     Args:
         slide: the slide.
@@ -112,8 +116,8 @@ class TissueMap:
         if threshold <= 0:
             self.mask = np.ones(self.thumbnail.shape[:2], bool)
         else:
-            chroma = (self.thumbnail.max(-1) - self.thumbnail.min(-1)).astype(np.float32) / 255
-            self.mask = ndimage.uniform_filter(chroma, 3) > threshold  # of one pixel alone it may be noise
+            # of one pixel alone it may be noise
+            self.mask = ndimage.uniform_filter(_stain(self.thumbnail), 3) > threshold
         for (x, y, width, height), _ in unread:
             rows, columns = (
                 slice(max(int(start / self.scale) - first, 0), math.ceil((start + size) / self.scale) - first)
@@ -138,3 +142,27 @@ class TissueMap:
         x0, y0 = (int(value / self.scale) - start for value, start in ((left, self.left), (top, self.top)))
         x1, y1 = math.ceil(right / self.scale) - self.left, math.ceil(bottom / self.scale) - self.top
         return slice(max(y0, 0), max(y1, y0 + 1, 0)), slice(max(x0, 0), max(x1, x0 + 1, 0))
+
+
+def _stain(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1]: how much colour each pixel has beside the glass, or, of a grey slide, how dark it is."""
+    values = pixels.astype(np.float32)
+    glass = _glass(pixels)
+    if np.ptp(pixels, axis=-1).max() <= GREY:
+        return np.zeros(pixels.shape[:2], np.float32) if glass is None else 1 - values.mean(-1) / glass.mean()
+    if glass is not None:
+        values = np.minimum(values * (255 / glass), 255)
+    return np.ptp(values, axis=-1) / 255
+
+
+def _glass(pixels: np.ndarray) -> np.ndarray | None:
+    """Colour (3,) of the glass: bright, of little colour, and the same in many pixels; None where there is no such."""
+    low = pixels.min(-1)
+    bright = pixels[(low >= GLASS_LOW) & (np.ptp(pixels, axis=-1) <= GLASS_TINT)]
+    if len(bright) < GLASS_SHARE * low.size:
+        return None
+    bins = (bright // 4).astype(np.int64) @ (1, 64, 4096)
+    common = bright[bins == np.bincount(bins).argmax()]
+    middle = common.mean(0, dtype=np.float64)
+    near = bright[(np.abs(bright - middle) <= 4).all(-1)]
+    return near.mean(0, dtype=np.float64).astype(np.float32) if len(near) >= GLASS_SHARE * low.size else None
