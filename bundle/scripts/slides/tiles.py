@@ -15,7 +15,8 @@ TISSUE_MPP = 8.0  # micrometres per pixel of the tissue mask,
 TISSUE_SIDES = 800, 2048  # unless it had too few pixels for a picture, or too many for a bounded memory
 GREY = 3  # channels of a grey slide differ by no more
 GLASS_LOW, GLASS_TINT = 190, 40  # the least of its darkest channel, and by how much its channels may differ
-GLASS_SHARE = 0.1  # of all pixels that are within 4 grey values of its colour
+GLASS_SHARE = 0.1  # of all pixels that are within 3 grey values of its colour,
+GLASS_FLAT = 0.6  # and of those within 9
 TISSUE_BORDER = 64.0  # micrometres around tissue that count as tissue
 
 
@@ -164,5 +165,8 @@ def _glass(pixels: np.ndarray) -> np.ndarray | None:
     bins = (bright // 4).astype(np.int64) @ (1, 64, 4096)
     common = bright[bins == np.bincount(bins).argmax()]
     middle = common.mean(0, dtype=np.float64)
-    near = bright[(np.abs(bright - middle) <= 4).all(-1)]
-    return near.mean(0, dtype=np.float64).astype(np.float32) if len(near) >= GLASS_SHARE * low.size else None
+    off = np.abs(bright - middle).max(-1)
+    near = bright[off <= 3]
+    # pale tissue has such colours too, but shades of them; glass is flat
+    flat = len(near) >= GLASS_SHARE * low.size and len(near) >= GLASS_FLAT * (off <= 9).sum()
+    return near.mean(0, dtype=np.float64).astype(np.float32) if flat else None
