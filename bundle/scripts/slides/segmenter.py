@@ -166,6 +166,10 @@ class SlideSegmenter:
         write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
         write_json(unfinished / "summary.json", summary, default=str)
         results.publish()
+        if tiles and not totals["nuclei"]:
+            logger.warning("%s: no nucleus was found in any of %d tiles", path, len(tiles))
+        if summary.get("unusual_tiles") == 1:
+            logger.warning("%s: no tile is like the tissue of training (out_of_domain): nuclei may be wrong", path)
         return summary
 
     def _segment(
