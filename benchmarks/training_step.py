@@ -47,10 +47,12 @@ class _step:
     """Each call is one step of the training that train.json describes."""
 
     def __init__(self, backbone: str, cache: str, folder: str, args: argparse.Namespace) -> None:
+        from scripts.data.synthetic import make_synthetic
+
         self.config = open_config(
             "train", "train", backbone=backbone, backbone_weights="random", cache=cache, output_dir=folder,
             decoder_size=args.decoder_size, crop_size=args.crop_size, batch_size=args.batch_size, cache_variants=1,
-            dataset_dir=f"{folder}/synthetic", batches_per_epoch=1000,
+            dataset_dir=make_synthetic(f"{folder}/synthetic"), batches_per_epoch=1000,
         )  # fmt: skip
         self.batches = None
 

@@ -54,9 +54,9 @@ def bundle_root() -> Path:
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of the synthetic domains, for all tests: copy it before you change anything."""
-    from scripts.data.synthetic import ensure_dataset
+    from scripts.data.synthetic import make_synthetic
 
-    return ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic")
+    return str(make_synthetic(tmp_path_factory.mktemp("data") / "synthetic"))
 
 
 @pytest.fixture(scope="session")

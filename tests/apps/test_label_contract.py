@@ -12,7 +12,7 @@ from fakes import tiny_bundle, tiny_model
 from label_server import missing_package
 from monai.bundle import ConfigParser
 from PIL import Image
-from scripts.data.synthetic import ensure_dataset
+from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
 from scripts.nuclei.label_maps import ServedLabelMapd
 from slides import make_drawing
@@ -23,7 +23,7 @@ needs_label = pytest.mark.skipif(missing_package() is not None, reason=f"{missin
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    return Path(ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic"))
+    return make_synthetic(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture(scope="module")

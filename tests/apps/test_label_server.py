@@ -17,7 +17,7 @@ import requests
 from fakes import open_verb, own_app, tiny_bundle
 from label_server import LabelServer, missing_package
 from PIL import Image
-from scripts.data.synthetic import ensure_dataset
+from scripts.data.synthetic import make_synthetic
 from slides import make_drawing, save_slide
 
 REPO = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ QUPATH = {
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    return Path(ensure_dataset(tmp_path_factory.mktemp("data") / "synthetic"))
+    return make_synthetic(tmp_path_factory.mktemp("data") / "synthetic")
 
 
 @pytest.fixture(scope="module")

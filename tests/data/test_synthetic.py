@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from scipy import ndimage
 from scripts.data.domains import domain_list, domain_names, load_items
 from scripts.data.readers import read_image, read_label
-from scripts.data.synthetic import ensure_dataset, make_synthetic
+from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
 from skimage.color import rgb2hed
 
@@ -122,17 +121,3 @@ def test_other_content_is_never_overwritten(tmp_path):
     with pytest.raises(DataError, match="no synthetic data"):
         make_synthetic(tmp_path / "synthetic")
     assert (tmp_path / "synthetic" / "precious.txt").read_text() == "mine"
-
-
-def test_ensure_dataset(tmp_path, caplog, monkeypatch):
-    from scripts.data import synthetic
-
-    (tmp_path / "own" / "synthetic" / "mine").mkdir(parents=True)
-    for existing in (tmp_path, tmp_path / "own" / "synthetic"):
-        assert ensure_dataset(existing) == str(existing), "an existing folder is never touched"
-    with pytest.raises(DataError, match="nowhere: there is no such folder.*'synthetic'"):
-        ensure_dataset(tmp_path / "nowhere")
-    monkeypatch.setattr(synthetic, "_make_domain", lambda folder, *_: folder.mkdir(parents=True))
-    with caplog.at_level(logging.INFO):
-        assert ensure_dataset(tmp_path / "a" / "synthetic") == str(tmp_path / "a" / "synthetic")
-    assert "synthetic images" in caplog.text and (tmp_path / "a" / "synthetic" / "domains.json").is_file()

@@ -47,7 +47,7 @@ def test_the_zip_holds_the_bundle_and_nothing_that_lies_beside_it(bundle_root, u
     files = {path.relative_to(unpacked) for path in unpacked.rglob("*") if path.is_file()}
     assert files == {path.relative_to(bundle_root) for path in bundle_files(bundle_root)}
     tops = {path.parts[0] for path in files}
-    assert tops == {"LICENSE", "configs", "docs", "models", "scripts"}
+    assert tops == {"LICENSE", "configs", "docs", "models", "sample", "scripts"}
     assert [path.name for path in files if path.parts[0] == "models"] == ["model.pt"]
     assert not [path for path in files if path.suffix == ".pyc"]
 

@@ -13,11 +13,11 @@ from scipy import ndimage
 from scripts.errors import DataError
 from scripts.files import write_json
 
-__all__ = ["ensure_dataset", "make_synthetic", "synthetic_tile"]
+__all__ = ["make_synthetic", "synthetic_tile"]
 
 logger = logging.getLogger(__name__)
 
-NOTE = "Synthetic drawings that resemble H&E, for tests and first steps. No tissue, no patient, no clinical meaning."
+NOTE = "Synthetic drawings that resemble H&E, for tests. No tissue, no patient, no clinical meaning."
 COUNTS = {"training": 10, "validation": 3, "testing": 4}
 SIZE = 256
 TILES_PER_PATIENT = 2
@@ -36,22 +36,6 @@ DOMAINS = {
         "radius": 7.0, "nuclei": 95, "blur": 1.7, "noise": 1.5, "mpp": 0.4,
     },
 }  # fmt: skip
-
-
-def ensure_dataset(dataset_dir: str | os.PathLike) -> str:
-    """
-    Return the folder of domains, making synthetic ones if it is missing and its last component is ``synthetic``.
-
-    Raises:
-        DataError: when another folder is missing.
-    """
-    folder = Path(dataset_dir)
-    if not folder.is_dir() and folder.name == "synthetic":
-        make_synthetic(folder)
-    elif not folder.is_dir():
-        hint = "Set dataset_dir to your folder of domains, or to a folder named 'synthetic' to have toy data made."
-        raise DataError(folder, "there is no such folder", hint)
-    return str(folder)
 
 
 def make_synthetic(root: str | os.PathLike, counts: Mapping[str, int] = COUNTS, seed: int = 0) -> Path:

@@ -11,7 +11,15 @@ from scripts.owned import OwnFiles
 __all__ = ["bundle_files", "pack"]
 
 # what a bundle is made of; runs, data, caches, exports and frozen backbones beside it are not
-CONTENT = ("LICENSE", "configs/**/*.json", "configs/logging.conf", "docs/**/*", "models/model.pt", "scripts/**/*.py")
+CONTENT = (
+    "LICENSE",
+    "configs/**/*.json",
+    "configs/logging.conf",
+    "docs/**/*",
+    "models/model.pt",
+    "sample/**/*",
+    "scripts/**/*.py",
+)
 ZOO_LIMIT = 25 * 2**20  # bytes of a file that the model zoo takes
 
 

@@ -13,7 +13,7 @@ from scripts.errors import DataError, root_cause
 from scripts.networks.loading import load_model
 from scripts.networks.model_file import read_model_file
 
-__all__ = ["FinalReport"]
+__all__ = ["FinalReport", "kept_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,10 @@ class FinalReport:
         evaluator: with handlers that write the report.
         network: the segmentation network that the evaluator runs.
         kept_model: file of the weights kept so far, see ``checkpoints.KeptModel``.
-        metric: told with those weights; without it there was no validation, and the last weights are kept.
     """
 
-    def __init__(
-        self, evaluator: Engine, network: torch.nn.Module, kept_model: str | os.PathLike, metric: str = "val_dice"
-    ) -> None:
-        self.evaluator, self.network, self.kept_model, self.metric = evaluator, network, Path(kept_model), metric
+    def __init__(self, evaluator: Engine, network: torch.nn.Module, kept_model: str | os.PathLike) -> None:
+        self.evaluator, self.network, self.kept_model = evaluator, network, kept_model
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
@@ -46,7 +43,7 @@ class FinalReport:
         try:
             if not self.evaluator.state.epoch_length:
                 raise DataError("alignment", "no domain has an image for the report", "Give validation images")
-            with self._kept_weights():
+            with kept_weights(self.network, self.kept_model):
                 self.evaluator.run()
         except Exception as error:  # noqa: BLE001 hours of training end here
             cause = root_cause(error)
@@ -54,13 +51,21 @@ class FinalReport:
             return
         engine.state.metrics.update(self.evaluator.state.metrics)
 
-    @contextmanager
-    def _kept_weights(self) -> Iterator[None]:
-        """Puts the kept weights into the network for a while; others may still want the last ones."""
-        last = {name: value.clone() for name, value in self.network.decoder.state_dict().items()}
-        if self.kept_model.is_file() and self.metric in read_model_file(self.kept_model).get("provenance", {}):
-            load_model(self.network, self.kept_model)
-        try:
-            yield
-        finally:
-            self.network.decoder.load_state_dict(last)
+
+@contextmanager
+def kept_weights(network: torch.nn.Module, kept_model: str | os.PathLike, metric: str = "val_dice") -> Iterator[None]:
+    """
+    Puts the weights that a training keeps into its network for a while; others may still want the last ones.
+
+    Args:
+        network: the segmentation network.
+        kept_model: file of the weights, see ``checkpoints.KeptModel``.
+        metric: told with those weights; without it there was no validation, and the last weights are kept.
+    """
+    last = {name: value.clone() for name, value in network.decoder.state_dict().items()}
+    if Path(kept_model).is_file() and metric in read_model_file(kept_model).get("provenance", {}):
+        load_model(network, kept_model)
+    try:
+        yield
+    finally:
+        network.decoder.load_state_dict(last)
