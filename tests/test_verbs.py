@@ -62,7 +62,7 @@ def test_every_key_of_a_config_is_used(bundle_root, config):
     tables = ("provenance", "run_params", "settings")
     dead = [key for key in unknown_keys(parser.get(), {}) if key.partition("::")[0] not in tables]
     # what MONAI's own tools and MONAI Label take by name
-    more = {"train": ["caching"], "inference": ["network_def", "post_transforms"]}.get(config, [])
+    more = {"train": ["caching", "clearing_cache"], "inference": ["network_def", "post_transforms"]}.get(config, [])
     assert dead == sorted(["imports", "initialize", "run", VERBS[config], *more])
 
 

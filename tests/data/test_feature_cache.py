@@ -22,7 +22,7 @@ from scripts.data.annotation_style import CloseGaps
 from scripts.data.augment import RandBlurd, RandCropAffined, RandStaind
 from scripts.data.cache_key import describe
 from scripts.data.encoding import DrawVariant, EncodeFeatures, RandFeatureCrop
-from scripts.data.feature_cache import FeatureDataset, cache_usage, training_dataset
+from scripts.data.feature_cache import FeatureDataset, cache_usage, clear_cache, training_dataset
 from scripts.data.holding_out import CutSpan
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
@@ -132,7 +132,7 @@ def test_filling_computes_each_variant_once_and_training_never_again(tmp_path, c
             dataset[i]
     dataset.fill()
     assert encoder.calls == 6
-    stored = [file.stat().st_size for file in (tmp_path / "cache").iterdir()]
+    stored = [file.stat().st_size for file in (tmp_path / "cache").glob("*.pt")]
     assert len(stored) == 6 and sum(stored) <= dataset.bytes_needed(6)
     assert "at most" in capsys.readouterr().err
 
@@ -202,6 +202,19 @@ def test_what_does_not_matter_does_not(tmp_path):
     shutil.copytree(tmp_path, elsewhere)
     moved = [{k: str(elsewhere / Path(item[k]).name) for k in ("image", "label")} | {"domain": 7} for item in items]
     assert _dataset(moved, tmp_path / "cache").path(0, 0) == before, "another folder, another role"
+
+
+def test_clearing_removes_what_the_cache_wrote_and_nothing_else(tmp_path, capsys):
+    _dataset(_write(tmp_path), tmp_path / "cache").fill()
+    foreign = tmp_path / "cache" / f"{'0' * 64}.pt"
+    foreign.write_bytes(b"mine")
+    clear_cache(tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").glob("*.pt")] == [foreign.name]
+    printed = capsys.readouterr().out
+    assert "removed 6 files" in printed and foreign.name in printed
+    assert len(_dataset(_write(tmp_path), tmp_path / "cache").missing()) == 6, "the next training encodes anew"
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+        clear_cache(tmp_path / "nowhere")
 
 
 def test_a_pixel_size_counts_where_it_changes_pixels(tmp_path):
@@ -336,7 +349,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.data.feature_cache.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="6 encoded windows take at most .* GB are free.*cache_dir"):
         dataset.fill()
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*.pt"))
 
 
 def test_images_that_cannot_be_used_do_not_stop_the_others(tmp_path):
@@ -346,7 +359,7 @@ def test_images_that_cannot_be_used_do_not_stop_the_others(tmp_path):
     with pytest.raises(DataError, match=r"1\.png(.|\n)*2\.png") as error:
         _dataset(items, tmp_path / "cache").fill()
     assert error.value.path == items[1]["image"]
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert len(list((tmp_path / "cache").glob("*.pt"))) == 4
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -367,7 +380,7 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(DataError, match="No space left.*cache_dir"):
         dataset.fill()
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*.pt"))
 
 
 def test_cache_is_on_or_off(tmp_path):

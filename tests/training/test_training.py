@@ -10,6 +10,7 @@ import pytest
 import torch
 from fakes import tiny_model
 from ignite.engine import Events
+from PIL import Image
 from scripts.errors import DataError, root_cause
 from scripts.networks.loading import load_network
 from scripts.networks.model_file import read_model_file
@@ -34,8 +35,9 @@ def _history(run_dir):
 
 def test_training_leaves_what_a_user_needs(trained):
     _, run_dir = trained
-    for name in ("model.pt", "checkpoint.pt", "history.csv", "curves.png", "train.json"):
+    for name in ("model.pt", "checkpoint.pt", "history.csv", "curves.png", "overlay.png", "train.json"):
         assert (run_dir / name).stat().st_size > 0, name
+    assert Image.open(run_dir / "overlay.png").size == (2 * 512, 2 * 536), "three validation images, in two columns"
     last = _history(run_dir)[-1]
     assert 0 <= float(last["val_dice"]) <= 1 and float(last["val_hd95"]) >= 0
     assert 0 < float(last["lambda"]) <= 0.1
@@ -127,12 +129,12 @@ def test_caching_stores_what_training_then_finds(open_training, tmp_path, capsys
     cache_dir = str(tmp_path / "features")
     workflow = open_training(tmp_path, cache_dir=cache_dir)
     workflow.parser.get_parsed_content("caching")
-    stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+    stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.pt")}
     assert len(stored) == 60, "three domains of 10 training images, two variants each"
     assert {p.name for p in tmp_path.iterdir()} == {"features", "mlruns.db"}, "no run has begun"
     capsys.readouterr()
     open_training(tmp_path, cache_dir=cache_dir, mode="single", max_epochs=1, seed=3).run()
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()} == stored
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.pt")} == stored
     assert "encoding" not in capsys.readouterr().err
 
 

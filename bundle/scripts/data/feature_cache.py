@@ -21,9 +21,10 @@ from scripts.data.encoding import EncodeFeatures
 from scripts.data.holding_out import training_span
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
+from scripts.owned import OwnFiles
 from tqdm import tqdm
 
-__all__ = ["FeatureDataset", "cache_usage", "training_dataset"]
+__all__ = ["FeatureDataset", "cache_usage", "clear_cache", "training_dataset"]
 
 CACHE_MODES = ("on", "off")
 
@@ -63,6 +64,8 @@ def training_dataset(
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
     dataset = FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
     idist.barrier()  # of several processes, each has filled its share
+    if idist.get_rank() == 0:
+        print(f"{cache_usage(dataset)}; the verb clearing_cache removes them", file=sys.stderr)
     return dataset
 
 
@@ -80,8 +83,31 @@ def cache_usage(dataset: Dataset) -> str:
     size, rest = (sum(file.stat().st_size for file in files) / 1e9 for files in (own, others))
     line = f"{len(own)} encoded windows, {size:.2f} GB, in {dataset.cache_dir}"
     if others:
-        line += f"; {len(others)} other files there, {rest:.2f} GB, belong to other settings and may be deleted"
+        line += f"; {len(others)} other files there, {rest:.2f} GB, belong to other settings"
     return line
+
+
+def clear_cache(cache_dir: str | os.PathLike) -> None:
+    """
+    Remove the stored features in a folder that its list says are ours, and print what that freed; the next training
+    encodes anew.
+
+    Raises:
+        DataError: when there is no such folder.
+    """
+    folder = Path(cache_dir)
+    if not folder.is_dir():
+        raise DataError(folder, "there is no such folder of stored features", "Set cache_dir or output_dir.")
+    files, freed, removed = OwnFiles(folder), 0, 0
+    for name in files:
+        path = folder / name
+        if path.is_file():
+            freed, removed = freed + path.stat().st_size, removed + 1
+        files.remove(name)
+    left = files.others()
+    print(f"removed {removed} files of stored features, {freed / 1e9:.2f} GB, from {folder}")
+    if left:  # a version before 0.5.0 kept no list
+        print(f"left {len(left)} files there that no list says are ours, such as {left[0].name}")
 
 
 class FeatureDataset(PersistentDataset, Randomizable):
@@ -126,6 +152,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         self._encode = encoders[0]
         self._recipe = Recipe(stored)
         self._contents: dict[int, tuple[str, str]] = {}
+        self._files = OwnFiles(self.cache_dir)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> FeatureDataset:
         """Also seeds the transforms."""
@@ -217,7 +244,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         made = self._pre_transform(dict(item))
         stored = convert_to_tensor({key: made[key] for key in ("image", "target", "features")})
         try:
-            with atomic_path(path) as partial:
+            with atomic_path(self._files.path(path.name)) as partial:
                 torch.save(stored, partial)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise DataError(path, f"cannot be written ({error})", "Free space, or set cache_dir elsewhere.") from error
