@@ -59,7 +59,7 @@ def test_evaluating_and_aligning(bundle_root, model, few, tmp_path):
         settings = {"dataset_dir": str(few), "primary": "synthetic_pink", "ckpt_path": str(model), "device": "cpu"}
         open_verb(bundle_root, config, "inference", output_dir=str(out), **settings, **more).run()
     metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
-    assert metrics["provenance"]["target_mpp"] == MPP and metrics["overall"]["images"] > 0
+    assert metrics["provenance"]["target_mpp"] == MPP and metrics["domains"]["synthetic_pink"]["images"] > 0
     assert json.loads((tmp_path / "align" / "alignment.json").read_text())["provenance"]["target_mpp"] == MPP
 
 

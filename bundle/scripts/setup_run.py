@@ -27,7 +27,7 @@ GO_ON = {
 }
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
-_PATHS = ("source", "init_model")  # besides those of path_keys
+_PATHS = ("source", "init_model", "control_path")  # besides those of path_keys
 _REFERENCE = re.compile(r"@([\w:#]+)")
 
 

@@ -190,6 +190,21 @@ def test_the_verdict_follows_the_intervals(frozen, aligned, outcome, words):
     assert re.search(words, verdict.sentence)
 
 
+def test_what_random_layers_do_as_well_is_not_the_trainings_doing():
+    frozen, aligned = _accuracy(0.97, 0.01), _accuracy(0.60, 0.03, seed=1)
+    before = judge(frozen, aligned, 0.25, control=_accuracy(0.62, 0.03, seed=2))
+    assert before.outcome == "no_better_than_control" and "control's (.62" in before.sentence
+    apart = judge(frozen, aligned, 0.25, control=_accuracy(0.95, 0.01, seed=2))
+    assert apart.outcome == "partly_aligned" and "so it is training that did it" in apart.sentence
+
+
+def test_a_network_that_does_not_segment_gets_no_verdict():
+    accuracies = _accuracy(0.97, 0.01), _accuracy(0.27, 0.03, seed=1)
+    assert judge(*accuracies, 0.25, dice=0.6).outcome == "aligned"
+    verdict = judge(*accuracies, 0.25, dice=0.49)
+    assert verdict.outcome == "does_not_segment" and "Dice .49" in verdict.sentence
+
+
 def _samples(rng, frozen_shift, aligned_shift, groups=10):
     domain, group, frozen = _windows(rng, groups=groups)
     aligned = rng.normal(size=frozen.shape)

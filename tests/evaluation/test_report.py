@@ -78,6 +78,13 @@ def test_every_image_has_a_row_with_its_own_scores(tmp_path, batch_size):
     assert (rows[3]["undefined"], rows[3]["n_true"], rows[3]["n_pred"]) == ("1", "2", "0")
 
 
+def test_a_domain_that_was_not_asked_for_is_not_averaged_in(tmp_path, capsys):
+    evaluate(SAMPLES, EvaluationReport(tmp_path, overall_domains=["tnbc"]))
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(content) == {"units", "domains", "provenance"} and list(content["domains"]) == ["tnbc", "other"]
+    assert "overall" not in capsys.readouterr().out
+
+
 def test_summary_is_per_domain_and_overall(tmp_path):
     state = evaluate(SAMPLES, EvaluationReport(tmp_path, provenance={"weights": "abc"})).state
     content = json.loads((tmp_path / "metrics.json").read_text())

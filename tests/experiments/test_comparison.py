@@ -128,8 +128,25 @@ def test_the_text_shows_directions_intervals_and_what_is_missing():
         "tnbc", "testing", "tnbc", results, scores, differences, {"grl_seed0": "out of\nmemory"}, Bootstrap(10)
     )
     assert "| joint | all | 0 | 0.550 [0.500, 0.600] |" in text
-    assert "| ama − joint | all | +0.200 [+0.200, +0.200]* |" in text
+    assert "| ama − joint | all | +0.200 [+0.200, +0.200] |" in text, "no star for two images"
     assert "dice ↑" in text and "- grl_seed0: out of memory" in text
+
+
+@pytest.mark.parametrize(
+    "images, seeds, spread, starred",
+    [(10, 3, 0.01, True), (9, 3, 0.01, False), (10, 2, 0.01, False), (10, 3, 0.5, False)],
+)
+def test_a_star_needs_images_seeds_and_a_difference_beyond_the_spread_of_seeds(images, seeds, spread, starred):
+    runs = [
+        result(variant, seed, [mean + spread * seed + 0.001 * n for n in range(images)])
+        for variant, mean in (("joint", 0.5), ("ama", 0.7))
+        for seed in range(seeds)
+    ]
+    results = Results(runs)
+    tables = [rows(results, ["dice"], Bootstrap()) for rows in (summarise_variants, compare_pairs)]
+    text = comparison_markdown("tnbc", "testing", "tnbc", results, *tables, {}, Bootstrap(10))
+    assert ("+0.200 [+0.200, +0.200]*" in text) == starred
+    assert "at least 10 images and 3 seeds" in text
 
 
 # --- pictures

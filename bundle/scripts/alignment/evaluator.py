@@ -37,7 +37,12 @@ def window_dataset(
 
 
 def alignment_evaluator(
-    network: nn.Module, dataset: Dataset, handlers: Sequence[Any], device: torch.device, amp: bool = False
+    network: nn.Module,
+    dataset: Dataset,
+    handlers: Sequence[Any],
+    device: torch.device,
+    amp: bool = False,
+    control: nn.Module | None = None,
 ) -> SupervisedEvaluator:
     """
     An engine that shows a network's :class:`scripts.alignment.features.RegionFeatures` to handlers.
@@ -47,11 +52,12 @@ def alignment_evaluator(
         dataset: of :func:`window_dataset`.
         handlers: such as ``AlignmentReport``.
         device, amp: where, and whether in mixed precision.
+        control: a decoder to compare with, see ``RegionFeatures``.
     """
     return SupervisedEvaluator(
         device=device,
         val_data_loader=DataLoader(dataset, batch_size=1, num_workers=0),
-        network=RegionFeatures(network),
+        network=RegionFeatures(network, control),
         prepare_batch=PrepareBatchExtraInput("label"),
         val_handlers=list(handlers),
         decollate=False,

@@ -17,11 +17,13 @@ class RegionFeatures(nn.Module):
 
     Args:
         network: an ``AMASAM``.
+        control: a decoder on the same encoder, such as that of the network before training or of a training without
+            alignment; its features tell what alignment is to be measured against.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, control: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.control = network, control
 
     def forward(self, image: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -31,14 +33,20 @@ class RegionFeatures(nn.Module):
 
         Returns:
             ``aligned`` (B, 2, C'), of the features that the domain discriminator sees; and ``frozen`` (B, 2, C), of
-            the frozen encoder's features that those are computed from, i.e. at their stride and coarser.
+            the frozen encoder's features that those are computed from, i.e. at their stride and coarser; ``dice``
+            (B,) of the foreground that the network finds; and with a control ``control`` (B, 2, C').
         """
         features = self.network.image_encoder(image)
-        _, aligned = self.network.decoder(features, image)
+        logits, aligned = self.network.decoder(features, image)
         foreground = (label > 0).float()
+        found = (logits[:, :1] > 0).float()
+        dice = 2 * (found * foreground).sum((1, 2, 3)) / (found + foreground).sum((1, 2, 3)).clamp(min=1)
         sources = [feature for feature in features if feature.shape[-1] <= aligned.shape[-1]]
         frozen = torch.cat([region_means(feature, foreground) for feature in sources], dim=-1)
-        return {"frozen": frozen, "aligned": region_means(aligned, foreground)}
+        means = {"frozen": frozen, "aligned": region_means(aligned, foreground), "dice": dice}
+        if self.control is not None:
+            means["control"] = region_means(self.control(features, image)[1], foreground)
+        return means
 
 
 def region_means(features: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,10 @@ def _notes(report: dict[str, Any]) -> list[str]:
 def _figures(report: dict[str, Any]) -> list[str]:
     primary = next(iter(report["domains"]))
     rows = {f"all {1 / report['chance']:.0f} domains": {"chance": report["chance"], **report["overall"]}}
+    control = []
+    if "control" in report["overall"]:
+        told = _interval(report["overall"]["control"])
+        control = [f"Control, all domains: {told}; a network that training aligned lies below it."]
     rows |= {f"{primary} and {name}": pair for name, pair in report["pairs"].items()}
     accuracy = [
         [name, short(row["chance"]), *(_interval(row[kind]) for kind in ("frozen", "aligned"))]
@@ -62,6 +66,7 @@ def _figures(report: dict[str, Any]) -> list[str]:
         "## How well a fresh probe tells the domains apart",
         markdown_table(["", "chance", "frozen", "aligned", *regions], accuracy),
         "Balanced accuracy [95 % bootstrap interval over patients or fields], cross-validated by patient or field.",
+        *control,
         "## Distances",
         markdown_table(["", "A-distance: frozen", "A-distance: aligned", "MMD²: frozen", "MMD²: aligned"], distance),
         "Proxy A-distance from 0 (alike) to 2 (always told apart), of all domains the mean of the pairs. MMD², "

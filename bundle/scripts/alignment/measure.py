@@ -24,7 +24,7 @@ class WindowSamples:
     What is measured of N windows; see ``features.RegionFeatures`` and ``windows.image_statistics``.
 
     ``frozen`` (N, R, C) and ``aligned`` (N, R, C') features by region, ``statistics`` (N, 6), ``domain`` (N,) indices
-    and ``group`` (N,) names.
+    and ``group`` (N,) names; if known, ``control`` (N, R, C'') features and the network's ``dice`` (N,).
     """
 
     frozen: np.ndarray
@@ -32,11 +32,14 @@ class WindowSamples:
     statistics: np.ndarray
     domain: np.ndarray
     group: np.ndarray
+    control: np.ndarray | None = None
+    dice: np.ndarray | None = None
 
     def of(self, domains: Sequence[int]) -> WindowSamples:
         """The samples of some domains."""
         kept = np.isin(self.domain, domains)
-        return WindowSamples(*(getattr(self, field.name)[kept] for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return WindowSamples(*(None if value is None else value[kept] for value in values))
 
 
 # hundreds of tiny fits, each far quicker than threads take to start
@@ -54,7 +57,8 @@ def measure(samples: WindowSamples, names: Sequence[str], min_groups: int = 3, s
     Returns:
         ``verdict`` (outcome, sentence), ``left_out`` (reason by domain) and, if the primary and another domain are
         left, ``chance``, ``overall`` (probes of all domains: frozen, aligned and image statistics) and ``pairs`` (by
-        auxiliary domain: chance, and for frozen and aligned features accuracy, proxy A-distance and MMD).
+        auxiliary domain: chance, and for frozen and aligned features accuracy, proxy A-distance and MMD); and
+        ``primary_dice`` where the network's Dice is known.
     """
     groups = [len(np.unique(samples.group[samples.domain == d])) for d in range(len(names))]
     measured = [d for d, count in enumerate(groups) if count >= min_groups]
@@ -74,7 +78,8 @@ def measure(samples: WindowSamples, names: Sequence[str], min_groups: int = 3, s
     for kind in ("frozen", "aligned"):
         overall[kind]["a_distance"] = float(np.mean([pair[kind]["a_distance"] for pair in pairs.values()]))
     chance = 1 / len(measured)
-    verdict = judge(accuracies["frozen"], accuracies["aligned"], chance)
+    dice = None if samples.dice is None else float(samples.dice[samples.domain == 0].mean())
+    verdict = judge(accuracies["frozen"], accuracies["aligned"], chance, accuracies.get("control"), dice)
     sentence = verdict.sentence + (f" Left out: {reasons}." if reasons else "")
     return {
         "verdict": {"outcome": verdict.outcome, "sentence": sentence},
@@ -82,6 +87,7 @@ def measure(samples: WindowSamples, names: Sequence[str], min_groups: int = 3, s
         "chance": chance,
         "overall": overall,
         "pairs": pairs,
+        **({} if dice is None else {"primary_dice": dice}),
     }
 
 
@@ -94,6 +100,10 @@ def _probes(samples: WindowSamples, seed: int) -> tuple[dict[str, Accuracy], dic
         plain[kind] = _plain(accuracies[kind])
         for region, name in enumerate(REGIONS):
             plain[kind][name] = _plain(_accuracy(by_region[:, region], samples, seed))
+    if samples.control is not None:
+        right, _ = probe(samples.control, samples.domain, samples.group, seed)
+        accuracies["control"] = _accuracy(right, samples, seed)
+        plain["control"] = _plain(accuracies["control"])
     for name, columns in SHORTCUTS.items():
         right, _ = probe(samples.statistics[:, None, columns], samples.domain, samples.group, seed)
         plain.setdefault("image_statistics", {})[name] = _plain(_accuracy(right, samples, seed))

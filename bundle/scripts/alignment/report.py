@@ -24,6 +24,7 @@ METHOD = {
     "a_distance": "2 (1 - 2 error), 0 to 2; overall the mean over pairs with the primary",
     "mmd2": "unbiased, RBF kernel of the median distance, between groups; mmd_p by permutation of groups",
     "frozen, aligned": "features of the encoder, and those that the discriminator sees, averaged by region",
+    "control": "the same features of another decoder: of the network before training, or the one asked for",
     "nuclei_per_megapixel, nucleus_area_px": "in pixels of the evaluated image",
 }
 
@@ -97,12 +98,13 @@ class AlignmentReport:
             self._windows["domain"].append(index)
             self._windows["group"].append(batch["group"][n])
             self._windows["statistics"].append(np.asarray(batch["statistics"][n]))
-            for kind in ("frozen", "aligned"):
-                self._windows[kind].append(features[kind][n].float().cpu().numpy())
+            for kind, values in features.items():
+                self._windows[kind].append(values[n].float().cpu().numpy())
 
     def _finish(self, engine: Engine) -> None:
         samples = WindowSamples(
-            **{name: np.array(self._windows[name]) for name in ("frozen", "aligned", "statistics")},
+            **{name: np.array(self._windows[name]) for name in ("frozen", "aligned", "statistics", "dice")},
+            control=np.array(self._windows["control"]) if "control" in self._windows else None,
             domain=np.array(self._windows["domain"], int),
             group=np.array(self._windows["group"], str),
         )
@@ -156,5 +158,7 @@ def headline(found: dict[str, Any]) -> dict[str, float]:
         for name, pair in found["pairs"].items():
             for key in ("accuracy", "a_distance", "mmd2", "mmd_p"):
                 metrics[f"alignment_{key}_{kind}_{name}"] = pair[kind][key]
+    if "control" in found["overall"]:
+        metrics["alignment_accuracy_control"] = found["overall"]["control"]["accuracy"]
     metrics["alignment_accuracy_statistics"] = found["overall"]["image_statistics"]["all"]["accuracy"]
     return metrics

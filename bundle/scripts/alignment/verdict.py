@@ -11,12 +11,15 @@ __all__ = ["Verdict", "judge", "short", "undetermined"]
 HARDLY = 0.8
 # surely less than this share is left: aligned, whether or not the interval reaches chance
 NEARLY = 0.25
+# Dice on the primary's windows below which a network does not segment: no verdict on its features
+SEGMENTS = 0.5
 
 
 @dataclass(frozen=True)
 class Verdict:
     """
-    ``outcome`` is one of aligned, partly_aligned, hardly_aligned, not_aligned, nothing_to_align and undetermined;
+    ``outcome`` is one of aligned, partly_aligned, hardly_aligned, not_aligned, no_better_than_control,
+    nothing_to_align, does_not_segment and undetermined;
     ``sentence`` says it in words, with the figures.
     """
 
@@ -24,9 +27,19 @@ class Verdict:
     sentence: str
 
 
-def judge(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
+def judge(
+    frozen: Accuracy,
+    aligned: Accuracy,
+    chance: float,
+    control: Accuracy | None = None,
+    dice: float | None = None,
+) -> Verdict:
     """
     Were the domains aligned? Decided by intervals, never by means alone.
+
+    A network that does not segment (Dice below ``SEGMENTS``) is not judged. What else is found to be aligned, in
+    whole or in part, must also be surely harder to tell apart than the control's features: random layers, too, make
+    domains harder to tell apart.
 
     1. Frozen features whose interval reaches chance leave nothing to align, or, if it also reaches beyond the middle
        between chance and 1, nothing to conclude.
@@ -37,15 +50,32 @@ def judge(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
        groups are too few or too different to tell.
 
     Args:
-        frozen, aligned: balanced accuracies of fresh probes on the same samples, with paired bootstrap draws.
+        frozen, aligned, control: balanced accuracies of fresh probes on the same samples, with paired bootstrap
+            draws; the control's are of the same network before training, or of one trained without alignment.
         chance: 1 / K.
+        dice: of the network's foreground on the primary's windows.
     """
+    if dice is not None and dice < SEGMENTS:
+        told = f"No verdict: the network does not segment (Dice {short(dice)} on the primary's windows, "
+        return Verdict("does_not_segment", told + f"{short(SEGMENTS)} are asked for).")
+    verdict = _against_frozen(frozen, aligned, chance)
+    if control is None or verdict.outcome not in ("aligned", "partly_aligned", "hardly_aligned"):
+        return verdict
+    of_control = f"{short(control.mean)} [{short(control.low)}, {short(control.high)}]"
+    if np.percentile(control.draws - aligned.draws, 2.5) > 0:
+        told = f" The control's features are easier to tell apart ({of_control}), so it is training that did it."
+        return Verdict(verdict.outcome, verdict.sentence + told)
+    told = (
+        f"Aligned features are harder to tell apart than the frozen ones ({_figures(frozen, aligned, chance)}), but "
+        f"not surely harder than the control's ({of_control}): that training aligned the domains is not shown."
+    )
+    return Verdict("no_better_than_control", told)
+
+
+def _against_frozen(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
     low, high = np.percentile(frozen.draws - aligned.draws, [2.5, 97.5])
     excess = frozen.mean - chance
-    figures = (
-        f"balanced accuracy {short(aligned.mean)} [{short(aligned.low)}, {short(aligned.high)}] against "
-        f"{short(frozen.mean)} [{short(frozen.low)}, {short(frozen.high)}], chance {short(chance)}"
-    )
+    figures = _figures(frozen, aligned, chance)
     if frozen.low <= chance:
         if frozen.high <= (1 + chance) / 2:
             told = f"Already the frozen features do not tell the domains apart ({figures}): there is nothing to align."
@@ -72,6 +102,13 @@ def judge(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
         told = f"Aligned features are {than} the frozen ones ({figures}): the domains were not aligned."
         return Verdict("not_aligned", told)
     return _cannot_tell(figures)
+
+
+def _figures(frozen: Accuracy, aligned: Accuracy, chance: float) -> str:
+    return (
+        f"balanced accuracy {short(aligned.mean)} [{short(aligned.low)}, {short(aligned.high)}] against "
+        f"{short(frozen.mean)} [{short(frozen.low)}, {short(frozen.high)}], chance {short(chance)}"
+    )
 
 
 def undetermined(reasons: str) -> Verdict:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class EvaluationReport:
     run it writes into ``output_dir``
 
     - ``metrics.csv``: one row per image;
-    - ``metrics.json``: ``units``, ``domains`` and ``overall`` as given by :func:`summarise`, and ``provenance``;
+    - ``metrics.json``: ``units``, ``domains`` and, of several that were asked for, ``overall`` as given by
+      :func:`summarise`, and ``provenance``;
     - ``overlays/<domain>_<worst|median|best>_<stem>.png``: three images of each domain, chosen by Dice;
     - ``overlays/<domain>_<worst|median|best>_<stem>_fates.png``: the same ones, coloured by the fate of each nucleus;
 
@@ -44,14 +46,19 @@ class EvaluationReport:
         output_dir: folder of the files; made if missing.
         provenance: plain values stored in ``metrics.json``, such as the weights' sha256.
         tolerance_px: of the surface Dice, in pixels.
+        overall_domains: names of the domains that ``overall`` is over, None for all. It is left out where they are one.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike, provenance: dict[str, Any] | None = None, tolerance_px: float = 2.0
+        self,
+        output_dir: str | os.PathLike,
+        provenance: dict[str, Any] | None = None,
+        tolerance_px: float = 2.0,
+        overall_domains: Sequence[str] | None = None,
     ) -> None:
         self.files = OwnFiles(output_dir)
         self.provenance = provenance or {}
-        self.tolerance_px = tolerance_px
+        self.tolerance_px, self.overall_domains = tolerance_px, overall_domains
         self.rows: list[dict[str, Any]] = []
         self._kept: tempfile.TemporaryDirectory | None = None
 
@@ -91,10 +98,13 @@ class EvaluationReport:
         self.rows = [row for row in chain.from_iterable(zip_longest(*gather(self.rows))) if row is not None]
         names = list(dict.fromkeys(row["domain"] for row in self.rows))
         summaries = {name: summarise([row for row in self.rows if row["domain"] == name]) for name in names}
-        overall = summarise(self.rows)
+        together = [name for name in names if self.overall_domains is None or name in self.overall_domains]
+        overall = {}
+        if len(together) > 1:
+            overall["overall"] = summarise([row for row in self.rows if row["domain"] in together])
         if idist.get_rank() == 0:
             self._write_tables(summaries, overall)
-            print(_table({**summaries, "overall": overall}))
+            print(_table({**summaries, **overall}))
         self._write_overlays(names, own)
         for name, summary in summaries.items():
             engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})
@@ -105,7 +115,7 @@ class EvaluationReport:
         names = list(dict.fromkeys(key for row in self.rows for key in row))
         units = units_of(names) | {"std": "sample standard deviation over images"}
         units["surface_dice"] = f"fraction of outlines within {self.tolerance_px:g} pixels"
-        content = {"units": units, "domains": summaries, "overall": overall, "provenance": self.provenance}
+        content = {"units": units, "domains": summaries, **overall, "provenance": self.provenance}
         write_json(self.files.path("metrics.json"), content)
 
     def _write_overlays(self, domains: list[str], own: list[str]) -> None:

@@ -18,7 +18,9 @@ __all__ = ["Comparison", "compare_pairs", "summarise_variants"]
 
 # named here, because a table has its columns also where no row has a value
 SCORE_COLUMNS = ("domain", "limit_groups", "variant", "metric", "mean", "low", "high", "std_seeds", "seeds", "images")
-DIFFERENCE_COLUMNS = ("domain", "limit_groups", "variant", "reference", "metric", "difference", "low", "high", "images")
+DIFFERENCE_COLUMNS = ("domain", "limit_groups", "variant", "reference", "metric", "difference", "low", "high")
+EARLIER_COLUMNS = (*DIFFERENCE_COLUMNS, "images")  # before 0.5.0
+DIFFERENCE_COLUMNS += ("images", "seeds", "std_seeds")
 FILES = ("comparison.md", "scores.csv", "differences.csv", "scores.png", "differences.png", "low_data.png")
 
 
@@ -62,7 +64,8 @@ class Comparison:
         parent = self.store.find_parent()
         name = parent.info.run_name
         folder = self.output_dir / name / f"comparison_{self.split}"
-        own = OwnFiles(folder, FILES if has_columns(folder / FILES[2], DIFFERENCE_COLUMNS) else ())
+        is_ours = any(has_columns(folder / FILES[2], columns) for columns in (DIFFERENCE_COLUMNS, EARLIER_COLUMNS))
+        own = OwnFiles(folder, FILES if is_ours else ())
         own.check(FILES)
         results, left_out = read_results(self.store, parent, self.split)
         domain = self.domain or parent.data.tags["primary"]
@@ -126,7 +129,8 @@ def compare_pairs(
     """
     One row for each domain, number of groups, pair of variants and metric: ``difference`` is ``variant`` minus
     ``reference``, the mean over images of the difference of each image's mean over seeds; ``low`` and ``high`` its
-    interval. With ``reference`` only the pairs of that variant.
+    interval; ``seeds`` the smaller number of the two, and ``std_seeds`` the greater spread over them, absent for one
+    seed. With ``reference`` only the pairs of that variant.
     """
     if reference is None:
         pairs = list(combinations(results.variants, 2))
@@ -144,5 +148,8 @@ def compare_pairs(
                     low, high = bootstrap.interval(difference)
                     row = {"domain": domain, "limit_groups": groups, "variant": first, "reference": second}
                     row |= {"metric": metric, "difference": float(difference.mean())}
-                    rows.append(row | {"low": low, "high": high, "images": len(images)})
+                    row |= {"low": low, "high": high, "images": len(images), "seeds": min(map(len, pair))}
+                    if row["seeds"] > 1:
+                        row["std_seeds"] = max(float(scores.mean(axis=1).std(ddof=1)) for scores in pair)
+                    rows.append(row)
     return rows

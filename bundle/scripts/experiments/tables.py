@@ -9,6 +9,9 @@ from scripts.nuclei.metric_table import metric_of
 
 __all__ = ["comparison_markdown"]
 
+# fewer give differences no star, whatever their interval: it is too narrow with so few
+STAR_IMAGES, STAR_SEEDS = 10, 3
+
 
 def comparison_markdown(
     name: str,
@@ -41,7 +44,8 @@ def comparison_markdown(
     parts.append(
         f"First variant minus second, with {bootstrap.confidence:.0%} intervals: percentile bootstrap "
         f"({bootstrap.resamples} resamples) over images, of the paired difference of each image's mean over seeds. "
-        "* marks intervals without 0. They tell how much the choice of images matters; the spread of seeds is above. "
+        f"* marks intervals without 0, of at least {STAR_IMAGES} images and {STAR_SEEDS} seeds, where the difference "
+        "exceeds the spread over seeds of either variant. They tell how much the choice of images matters. "
         "Of many pairs some exclude 0 by chance."
     )
     parts.append(_differences_table(results, [row for row in differences if row["domain"] == domain], metrics))
@@ -76,12 +80,19 @@ def _differences_table(results: Results, rows: Sequence[Mapping], metrics: Seque
         cells = lines.setdefault((row["variant"], row["reference"], row["limit_groups"]), {})
         metric = row["metric"]
         cells[metric] = metric_of(metric).text(row["difference"], "+") + _interval(row, "+")
-        if row["low"] is not None and (row["low"] > 0 or row["high"] < 0):
+        if _is_starred(row):
             cells[metric] += "*"
     return markdown_table(
         ["pair", "training groups", *(metric_of(name).arrow for name in metrics)],
         [[f"{a} − {b}", groups, *(cells.get(m, "-") for m in metrics)] for (a, b, groups), cells in lines.items()],
     )
+
+
+def _is_starred(row: Mapping) -> bool:
+    """Whether a difference deserves a mark: few images or seeds give none."""
+    if row["low"] is None or row["images"] < STAR_IMAGES or row["seeds"] < STAR_SEEDS:
+        return False
+    return (row["low"] > 0 or row["high"] < 0) and abs(row["difference"]) > row["std_seeds"]
 
 
 def _interval(row: Mapping, sign: str = "") -> str:
