@@ -59,7 +59,7 @@ def test_every_key_of_a_config_is_used(bundle_root, config):
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json"))
     parser.resolve_macro_and_relative_ids()
     # tables such as run_params are used as a whole, hence none of their keys by name
-    tables = ("provenance", "run_params", "settings")
+    tables = ("provenance", "run_facts", "run_params", "settings")
     dead = [key for key in unknown_keys(parser.get(), {}) if key.partition("::")[0] not in tables]
     # what MONAI's own tools and MONAI Label take by name
     more = {"train": ["caching", "clearing_cache"], "inference": ["network_def", "post_transforms"]}.get(config, [])
