@@ -106,7 +106,7 @@ def clear_cache(cache_dir: str | os.PathLike) -> None:
         files.remove(name)
     left = files.others()
     print(f"removed {removed} files of stored features, {freed / 1e9:.2f} GB, from {folder}")
-    if left:  # a version before 0.5.0 kept no list
+    if left:  # a version before 0.6.0 kept no list
         print(f"left {len(left)} files there that no list says are ours, such as {left[0].name}")
 
 

@@ -19,7 +19,7 @@ __all__ = ["Comparison", "compare_pairs", "summarise_variants"]
 # named here, because a table has its columns also where no row has a value
 SCORE_COLUMNS = ("domain", "limit_groups", "variant", "metric", "mean", "low", "high", "std_seeds", "seeds", "images")
 DIFFERENCE_COLUMNS = ("domain", "limit_groups", "variant", "reference", "metric", "difference", "low", "high")
-EARLIER_COLUMNS = (*DIFFERENCE_COLUMNS, "images")  # before 0.5.0
+EARLIER_COLUMNS = (*DIFFERENCE_COLUMNS, "images")  # before 0.6.0
 DIFFERENCE_COLUMNS += ("images", "seeds", "std_seeds")
 FILES = ("comparison.md", "scores.csv", "differences.csv", "scores.png", "differences.png", "low_data.png")
 
