@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -8,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts.ending import end_clearly
 from scripts.errors import DataError
 from scripts.executed_config import executed_config, executing_parser, set_value
 from scripts.files import read_json, write_json
+from scripts.judging import judge, nearest
 from scripts.memory import keep_freed_memory
 from scripts.owned import OwnFiles
+from scripts.settings import SETTINGS
 
 __all__ = ["path_keys", "setup_run", "unknown_keys", "write_config"]
 
@@ -33,8 +35,8 @@ _REFERENCE = re.compile(r"@([\w:#]+)")
 
 def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
-    First step of every verb: refuse unknown config keys, read ``true`` and ``false`` on the command line as such (they
-    arrive as text, and any text counts as true), make paths absolute, fix random seeds, keep freed memory, end errors
+    First step of every verb: refuse unknown config keys and settings out of range (see :mod:`scripts.settings`), read
+    what arrives as text from the command line, make paths absolute, fix random seeds, keep freed memory, end errors
     with their cause.
 
     Args:
@@ -42,8 +44,8 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
         defaults: the bundle's own config of this verb: it tells which keys there are.
 
     Raises:
-        ValueError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt;
-            or one that is true or false was given something else.
+        DataError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt;
+            or a setting is not what it may be.
     """
     again = "The same command goes on where it ended."
     end_clearly(GO_ON.get(Path(defaults).stem, again))
@@ -52,7 +54,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     if parser is not None:
         known = ConfigParser.load_config_file(defaults)
         _refuse_unknown_keys(parser.get(), known)
-        _read_booleans(parser, known)
+        _judge(parser, Path(defaults).stem)
         _make_paths_absolute(parser, known)
     set_determinism(seed=seed)
 
@@ -115,14 +117,22 @@ def path_keys(defaults: dict) -> list[str]:
     return ["bundle_root", *joined]
 
 
-def _read_booleans(parser: ConfigParser, defaults: dict) -> None:
-    for key, default in defaults.items():
-        given = parser.get().get(key)
-        if not isinstance(default, bool) or not isinstance(given, str) or given.startswith(("$", "@")):
-            continue
-        if given.lower() not in ("true", "false"):
-            raise ValueError(f"{key} must be true or false, got '{given}'")
-        set_value(parser, key, given.lower() == "true")
+def _judge(parser: ConfigParser, config: str) -> None:
+    """Every setting is held to its type and range; what was text on the command line and is none becomes what it is."""
+    values = parser.get()
+    for key, value in judge(config, values).items() if config in SETTINGS else ():
+        if key == "device":
+            _check_device(value)
+        if type(value) is not type(values[key]) or value != values[key]:
+            set_value(parser, key, value)
+
+
+def _check_device(name: str) -> None:
+    kind, _, number = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(number or 0) >= there:
+        known = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        raise DataError("device", f"there is no {name} on this machine", f"There is {', '.join(known)}")
 
 
 def _make_paths_absolute(parser: ConfigParser, defaults: dict) -> None:
@@ -147,16 +157,9 @@ def _refuse_unknown_keys(config: dict, defaults: dict) -> None:
     if not unknown:
         return
     known = _keys(defaults)
-    hints = []
-    for key in unknown:
-        close = difflib.get_close_matches(key, known, n=1)
-        hints.append(f"'{key}'" + (f" (did you mean '{close[0]}'?)" if close else ""))
+    hints = ", ".join(f"'{key}'{nearest(key, known)}" for key in unknown)
     settings = sorted(key for key in defaults if not isinstance(defaults[key], (dict, list)))
-    parts = sorted(set(defaults) - set(settings))
-    raise ValueError(
-        f"unknown config key {', '.join(hints)}: nothing uses it. "
-        f"Settings: {', '.join(settings)}. Parts: {', '.join(parts)}"
-    )
+    raise DataError(f"unknown config key {hints}", "nothing uses it", f"Settings are {', '.join(settings)}")
 
 
 def _strings(config: Any) -> Iterator[str]:

@@ -326,7 +326,8 @@ class PredictionWriter:
                 f"{unknown} of {len(self.rows)} images do not state their pixel size and were taken as they are, as if"
             )
             logger.info("%s of %.3g um a pixel (--mpp tells it)", what, self.model.mpp)
-        if doubtful := [row["scale_to_try"] for row in self.rows if row["scale_to_try"]]:
+        doubtful = [row["scale_to_try"] for row in self.rows if row["scale_to_try"]]
+        if 2 * len(doubtful) > len(self.rows):  # of a few the table tells
             factor = float(np.median(doubtful))
             what = f"in {len(doubtful)} of {len(self.rows)} images nuclei are of another size than the model knows"
             advice = "see scale_to_try"

@@ -1,0 +1,376 @@
+"""
+What a user may set: for each config, every key of its top level that is no component, with its type and range, one line
+of help and its unit. The defaults stand in the configs. Nothing but pydantic is imported here, so that a command line
+can be judged, and explained, before anything else is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+__all__ = ["SETTINGS", "Setting"]
+
+
+class Setting(NamedTuple):
+    """
+    One key.
+
+    Args:
+        kind: what pydantic holds a value to; ``words`` in its JSON schema say it where the schema alone does not.
+        help: one line.
+        unit: of a number.
+    """
+
+    kind: Any
+    help: str
+    unit: str = ""
+
+
+def _words(words: str) -> Any:
+    return Field(json_schema_extra={"words": words})
+
+
+def _whole(**limits: int) -> Any:
+    return Annotated[int, Field(strict=True, **limits)]
+
+
+def _number(**limits: float) -> Any:
+    return Annotated[float, Field(strict=True, allow_inf_nan=False, **limits)]
+
+
+def _is_bool(value: Any) -> Any:
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _is_path(value: Any) -> Any:
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, str) and ("\0" in value or not value.strip()):
+        raise ValueError("not a path")
+    return value
+
+
+def _is_folder(value: str) -> str:
+    # a name of more than 255 bytes cannot be one, and os.path.exists says no then
+    if os.path.exists(value) and not os.path.isdir(value):
+        raise ValueError("not a folder")
+    return value
+
+
+def _is_name(value: str) -> str:
+    if value.strip(". ") == "" or re.search(r"[/\\\0\n]", value) or len(value.encode(errors="replace")) > 200:
+        raise ValueError("not a name")
+    return value
+
+
+def _is_device(value: Any) -> Any:
+    return str(value) if type(value).__name__ == "device" else value  # torch is not imported here
+
+
+def _is_shard(value: str) -> str:
+    index, _, count = value.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError("not i/n")
+    return value
+
+
+def _from_commas(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _numbers_from_commas(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    parts = _from_commas(value)
+    return [int(part) if str(part).isdecimal() else part for part in parts] if isinstance(value, str) else parts
+
+
+def _listed(kind: Any, words: str = "") -> Any:
+    extra = (_words(words),) if words else ()
+    return Annotated[list[kind], BeforeValidator(_from_commas), Field(min_length=1), *extra]
+
+
+Bool = Annotated[bool, Field(strict=True), BeforeValidator(_is_bool), _words("true or false")]
+Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True), _words("text")]
+Path = Annotated[str, Field(coerce_numbers_to_str=True), BeforeValidator(_is_path), _words("a path")]
+Folder = Annotated[Path, AfterValidator(_is_folder), _words("a folder (or a path where none is yet)")]
+Name = Annotated[Text, AfterValidator(_is_name), _words("a name without slashes, for a folder")]
+Names = Annotated[Text | list[Text], BeforeValidator(lambda v: list(v) if isinstance(v, tuple) else v), _words("names")]
+Device = Annotated[
+    str, BeforeValidator(_is_device), Field(pattern=r"^(cpu|mps|cuda(:\d{1,3})?)$"), _words("cpu, cuda, cuda:1 or mps")
+]
+Shard = Annotated[str, AfterValidator(_is_shard), _words("i/n with i from 0 to n - 1")]
+Region = Annotated[
+    list[_whole()],
+    BeforeValidator(_numbers_from_commas),
+    Field(min_length=4, max_length=4),
+    _words("x,y,width,height, four whole level-0 pixels"),
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$"), _words("64 hexadecimal digits")]
+Checksums = Annotated[Sha256 | dict[str, Sha256], _words("a sha256 of 64 hexadecimal digits, or several by file name")]
+
+Seed = _whole(ge=0, le=2**32 - 1)
+Count = _whole(ge=1)
+CountOrNone = _whole(ge=0)
+Share = _number(ge=0, le=1)
+ShareBelow1 = _number(ge=0, lt=1)
+Between = _number(gt=0, lt=1)
+Positive = _number(gt=0)
+NotNegative = _number(ge=0)
+Mpp = _number(ge=0.05, le=20)  # pixel_size.PLAUSIBLE_MPP
+Split = Literal["training", "validation", "testing"]
+Backbone = Literal["vit_t", "vit_test", "vit_b", "vit_l", "vit_h"]
+Decoder = Literal["light", "standard", "wide", "quarter"]
+Targets = Literal["distance", "hv", "border", "foreground"]
+Stride = Literal[4, 8, 16]
+Side32 = _whole(ge=32, multiple_of=32)
+Groups = Annotated[
+    Literal["all"] | list[Count | Literal["all"] | None],
+    BeforeValidator(_numbers_from_commas),
+    _words("whole numbers from 1, or all"),
+]
+Metric = Literal[
+    "dice", "iou", "aji", "pq", "dq", "sq", "f1_50", "surface_dice", "hd95_px", "hd_px", "hd95_um", "hd_um",
+    "merged", "touching_merged", "split", "missed", "mostly_missed", "wrong_outline", "false", "ece", "brier",
+    "out_of_domain", "domain_distance", "n_true", "n_pred", "undefined",
+]  # fmt: skip
+
+_ROOT = {"bundle_root": Setting(Folder, "folder of the bundle")}
+_SEED = {"seed": Setting(Seed, "of all random numbers")}
+_DEVICE = {"device": Setting(Device, "where the network runs")}
+_AMP = {"amp": Setting(Bool, "mixed precision")}
+_COMPILE = {"compile": Setting(Bool, "compile the network first: pays where much is to be done")}
+_DATA = {
+    "dataset_dir": Setting(Path, "folder of the domains' folders"),
+    "primary": Setting(Text | None, "name of the domain that counts; may be left out where there is one"),
+    "auxiliary": Setting(Names | Annotated[list, Field(max_length=0)], "names of the others, 'all' or 'none'"),
+}
+_TRACKING = {
+    "experiment_name": Setting(Text, "MLflow experiment"),
+    "local_tracking_uri": Setting(Text, "MLflow store that is made where none is named"),
+    "tracking_uri": Setting(Text, "MLflow store or server"),
+}
+_ENCODER = {"encoder_precision": Setting(Literal["float32", "bfloat16", "float16"], "arithmetic of the encoder")}
+_TARGET_MPP = {"target_mpp": Setting(Mpp | None, "what images are resampled to; by default the model's", "um a pixel")}
+_TILE = {"tile_size": Setting(Side32, "side of the tiles the network sees", "pixels")}
+_MODEL = {
+    "ckpt_path": Setting(Path, "the model: .pt of a training, or an export (.ts, .onnx)"),
+    "backbone": Setting(Backbone | None, "encoder of an old model that does not say"),
+    "decoder_size": Setting(Decoder | None, "decoder of an old model that does not say"),
+    "out_channels": Setting(Count | None, "channels of an old model that does not say"),
+    "targets": Setting(Targets | None, "what the channels of a model mean that does not say"),
+    "aligned_stride": Setting(Stride | None, "where an old model was aligned", "pixels"),
+    **_ENCODER,
+    **_TARGET_MPP,
+    **_DEVICE,
+    **_AMP,
+}
+_NUCLEI = {
+    "threshold": Setting(Between, "foreground probability from which a pixel belongs to a nucleus"),
+    "instance_method": Setting(Literal["watershed", "components"], "components leaves touching nuclei together"),
+    "marker_depth": Setting(_number(gt=0, le=1), "smaller values separate more touching nuclei and split more"),
+    "flips": Setting(Literal["none", "features", "images"], "average four flips: of features (quick) or of images"),
+    "tile_batch_size": Setting(Count, "tiles the network sees at once"),
+    **_TILE,
+}
+_AREA = {"min_area": Setting(NotNegative, "smaller nuclei are removed", "pixels")}
+_AREA_UM2 = {"min_area_um2": Setting(NotNegative | None, "smaller nuclei are removed", "um2")}
+_OVERLAP = {"overlap": Setting(ShareBelow1, "share of a tile that the next one sees again")}
+_GIVEN_MPP = {
+    "mpp": Setting(Mpp | None, "pixel size, where files do not say it or say it wrong: 20x is 0.5", "um a pixel")
+}
+_ALIGNMENT = {
+    "domain_images": Setting(CountOrNone, "images of each domain that the out-of-domain score learns; 0: no score"),
+    **_TILE,
+}
+_OUTPUT = {"output_dir": Setting(Folder, "where results go")}
+_TRAINING = {
+    "max_epochs": Setting(Count, "epochs to train"),
+    "batches_per_epoch": Setting(Count, "training steps in one epoch"),
+    "backbone": Setting(Backbone, "encoder"),
+    "backbone_weights": Setting(Path | None, "checkpoint of SAM or MobileSAM, or a model; by default found or fetched"),
+    "cache_dir": Setting(Folder, "where encoded features are kept"),
+    "models_dir": Setting(Folder, "folder with model.pt and backbones/"),
+    **_TARGET_MPP,
+}
+_RUN_ID = {"mlflow_run_id": Setting(Text | None, "MLflow run to file this in, instead of a new one")}
+
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "inference": {
+        **_ROOT,
+        "dataset_dir": Setting(Path, "folder of images, or one image"),
+        **_OUTPUT,
+        **_GIVEN_MPP,
+        **_MODEL,
+        **_NUCLEI,
+        **_AREA,
+        **_AREA_UM2,
+        **_OVERLAP,
+        "outputs": Setting(
+            _listed(Literal["mask", "instances", "overlay", "geojson", "csv"]), "files to write of each image"
+        ),
+        "label_format": Setting(Literal["png", "tif", "nii.gz"], "of the instances"),
+        **_COMPILE,
+        **_SEED,
+    },
+    "wsi": {
+        **_ROOT,
+        "slide": Setting(Path, "a slide, a folder of slides, or a text file with one path a line"),
+        **_OUTPUT,
+        **_GIVEN_MPP,
+        **_MODEL,
+        **_NUCLEI,
+        **_AREA_UM2,
+        "region": Setting(Region | None, "part of the slide"),
+        "margin_um": Setting(NotNegative, "what a tile sees around its own part", "um"),
+        "tissue_threshold": Setting(ShareBelow1, "colour from which a pixel is tissue"),
+        "class_name": Setting(Text, "QuPath's class of the nuclei"),
+        "resume": Setting(Bool, "go on where an interrupted run stopped"),
+        "shard": Setting(Shard | None, "the part of the slides that this job does, of n jobs"),
+        "workers": Setting(CountOrNone, "processes that read and write tiles; 0: this one"),
+        **_COMPILE,
+        **_SEED,
+    },
+    "train": {
+        **_ROOT,
+        **_DATA,
+        **_OUTPUT,
+        **_TRAINING,
+        "mode": Setting(
+            Literal["ama", "grl", "signed", "joint", "single"],
+            "ama: auxiliary domains are aligned; joint: no alignment; single: the primary alone",
+        ),
+        "init_model": Setting(Path | None, "model to begin with"),
+        "resume": Setting(Bool, "go on with an interrupted run, exactly"),
+        "run_name": Setting(Name, "name of the run, and of its folder in output_dir"),
+        "keep": Setting(Literal["best", "last"], "which weights become model.pt"),
+        "val_interval": Setting(Count, "epochs from one validation to the next"),
+        "patience": Setting(CountOrNone, "validations without a new best after which training stops; 0: never"),
+        "start_counts": Setting(Bool, "keep init_model where training makes it no better"),
+        "learning_rate": Setting(_number(gt=0, le=1), "of AdamW"),
+        "weight_decay": Setting(NotNegative, "of AdamW"),
+        "warmup_iterations": Setting(CountOrNone, "steps until the learning rate is reached"),
+        "batch_size": Setting(Count, "windows of a step"),
+        "primary_share": Setting(Share, "of a batch that is from the primary domain"),
+        "auxiliary_weight": Setting(NotNegative, "of the auxiliary domains' segmentation loss"),
+        "lambda_max": Setting(NotNegative, "strength of the alignment at the end of its ramp"),
+        "coefficients": Setting(
+            _listed(_number()) | None, "reversal of each domain, the primary's first, instead of the mode's"
+        ),
+        "adversary_by_region": Setting(Bool, "align nuclei and background apart"),
+        "decoder_size": Setting(Decoder, "width and levels of the decoder"),
+        "targets": Setting(Targets, "what separates nuclei"),
+        "out_channels": Setting(Count | None, "channels of the network, where targets do not say"),
+        "aligned_stride": Setting(Stride, "level of the decoder that is aligned", "pixels"),
+        **_ENCODER,
+        "crop_size": Setting(_whole(ge=16, multiple_of=16), "side of what a training step sees", "pixels"),
+        "window_size": Setting(
+            _whole(ge=16, multiple_of=16), "side of the windows that are encoded and stored", "pixels"
+        ),
+        "cache": Setting(Literal["on", "off"], "store encoded windows; off encodes in every step"),
+        "cache_variants": Setting(Count, "augmented windows of each image that are stored"),
+        "cache_rate": Setting(Share, "share of the stored windows that is held in memory"),
+        "gaps": Setting(Literal["keep", "close", "auto"], "lines of background drawn between nuclei that touch"),
+        "limit_groups": Setting(Count | None, "patients of the primary domain to train on"),
+        "held_out": Setting(ShareBelow1, "of each training image, for validation where there is none"),
+        "leakage": Setting(Literal["refuse", "allow"], "what to do where test images are trained on"),
+        "alignment_report": Setting(Bool, "measure at the end whether domains were aligned"),
+        "alignment_windows": Setting(Count, "windows of each domain for that report"),
+        **_ALIGNMENT,
+        "publish_path": Setting(Path | None, "where the model is copied to at the end"),
+        "publish": Setting(Literal["better", "always"], "whether it replaces a better one there"),
+        **_DEVICE,
+        **_AMP,
+        **_COMPILE,
+        "num_workers": Setting(CountOrNone, "processes that load data; 0: this one"),
+        **_TRACKING,
+        **_RUN_ID,
+        **_SEED,
+    },
+    "evaluate": {
+        **_ROOT,
+        **_DATA,
+        "split": Setting(Split, "part of the data"),
+        **_OUTPUT,
+        **_MODEL,
+        **_NUCLEI,
+        **_AREA,
+        **_OVERLAP,
+        "surface_tolerance_px": Setting(NotNegative, "of the surface Dice", "pixels"),
+        **_TRACKING,
+        "run_name": Setting(Text, "name of the MLflow run"),
+        **_RUN_ID,
+        **_COMPILE,
+        **_SEED,
+    },
+    "align": {
+        **_ROOT,
+        **_DATA,
+        "splits": Setting(_listed(Split), "parts of the data"),
+        **_OUTPUT,
+        **_MODEL,
+        "window_size": Setting(Side32, "side of the windows that are compared", "pixels"),
+        "windows_per_domain": Setting(Count, "how many of each domain"),
+        "min_groups": Setting(_whole(ge=2), "patients that a domain must have to be judged"),
+        **_ALIGNMENT,
+        **_TRACKING,
+        "run_name": Setting(Text, "name of the MLflow run"),
+        **_SEED,
+    },
+    "experiment": {
+        **_ROOT,
+        **_DATA,
+        **_OUTPUT,
+        "name": Setting(Name | None, "of the experiment, and of its folder; by default the primary domain's"),
+        "only": Setting(Names | None, "variants to run, or 'all'"),
+        "seeds": Setting(
+            Annotated[
+                list[Seed],
+                BeforeValidator(_numbers_from_commas),
+                Field(min_length=1),
+                _words("whole numbers from 0, such as 0,1,2"),
+            ],
+            "of the runs of each variant",
+        ),
+        "limit_groups": Setting(Groups | None, "patients of the primary domain to train on, one run for each number"),
+        "split": Setting(Split, "part of the data that is tested on"),
+        "jobs": Setting(Count, "runs side by side"),
+        **_TRAINING,
+        **_TRACKING,
+        "metrics": Setting(_listed(Metric), "what to compare"),
+        "domain": Setting(Text | None, "domain whose images are compared; by default the primary"),
+        "reference": Setting(Text | None, "variant that the others are compared with"),
+        "resamples": Setting(_whole(ge=100, le=10**7), "draws of the bootstrap"),
+        "confidence": Setting(Between, "coverage of the intervals"),
+        "bootstrap_seed": Setting(Seed, "of the bootstrap"),
+    },
+    "prepare": {
+        **_ROOT,
+        "dataset": Setting(Text | None, "name of the published set or format, see configs/datasets.json"),
+        "source": Setting(Path | None, "what you downloaded: a folder, or a zip file"),
+        **_OUTPUT,
+        "name": Setting(Name | None, "of the domain; by default the set's"),
+        "download": Setting(Bool, "fetch the files first"),
+        "download_dir": Setting(Folder, "where they go"),
+        "sha256": Setting(Checksums | None, "checksum of a downloaded file where none is known"),
+        "mpp": Setting(Mpp | None, "pixel size, if it is unknown or you know better", "um a pixel"),
+        "validation_share": Setting(ShareBelow1, "of what the publication does not divide"),
+        "testing_share": Setting(ShareBelow1, "of what the publication does not divide"),
+        "workers": Setting(CountOrNone | None, "processes; by default one for each core"),
+        "own_datasets": Setting(
+            Annotated[dict[str, dict], _words("sets by name")], "further sets, in the form of configs/datasets.json"
+        ),
+        **_SEED,
+    },
+    "share": {
+        **_ROOT,
+        **_OUTPUT,
+        "name": Setting(Name, "of the packed bundle"),
+        "metrics": Setting(Path, "metrics.json of an evaluation"),
+    },
+}
