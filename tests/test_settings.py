@@ -63,7 +63,7 @@ def test_choices_are_those_the_code_knows():
         (SETTINGS["experiment"]["metrics"], [metric.name for metric in _TABLE]),
     ]:  # fmt: skip
         assert set(allowed(setting).split("one of ")[1].split(", ")) == set(choices)
-    assert allowed(inference["mpp"]) == "a number from {} and to {:g} or null".format(*PLAUSIBLE_MPP)
+    assert allowed(inference["mpp"]) == "a number from {} to {:g} or null".format(*PLAUSIBLE_MPP)
 
 
 NOT_POSITIVE = (0, -1, "many", math.nan, math.inf, True)

@@ -112,13 +112,13 @@ def _in_words(schema: dict[str, Any]) -> str:
         limits = [
             f"{word} {schema[name]}"
             for name, word in (
-                ("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"), ("exclusiveMaximum", "below"),
+                ("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"), ("exclusiveMaximum", "and below"),
             )
             if name in schema
         ]  # fmt: skip
         several = [f"a multiple of {schema['multipleOf']}"] if "multipleOf" in schema else []
         base = "a number" if kind == "number" else "a whole number"
-        return ", ".join([f"{base} {' and '.join(limits)}".strip(), *several])
+        return ", ".join([f"{base} {' '.join(limits)}".strip(), *several])
     if kind == "array":
         return f"a list of: {_in_words(schema['items'])}" if schema.get("items") else "an empty list"
     return {"null": "null", "string": "text"}[kind]

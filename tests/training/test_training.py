@@ -201,7 +201,7 @@ def test_true_and_false_on_the_command_line_are_read_as_such(open_training, tmp_
 def test_what_is_neither_true_nor_false_is_refused(open_training, tmp_path):
     with pytest.raises(Exception) as error:
         open_training(tmp_path, resume="maybe")
-    assert "resume must be true or false, got 'maybe'" in str(root_cause(error.value))
+    assert "resume: it must be true or false, and 'maybe' is not" in str(root_cause(error.value))
 
 
 def test_single_domain_training_has_no_adversary_and_no_other_domain(open_training, tmp_path):

@@ -16,10 +16,10 @@ def list_images(
     folder: str | os.PathLike, mpp: float | None = None, exclude: str | os.PathLike | None = None
 ) -> list[dict]:
     """
-    Items for every image file in a folder and its sub-folders, by name.
+    Items for every image file in a folder and its sub-folders, by name; or for one file.
 
     Args:
-        folder: where to look, see ``walk_files``.
+        folder: where to look, see ``walk_files``; or an image.
         mpp: micrometres per pixel of all these images, if known.
         exclude: a folder within it whose files are passed over, such as that of the results.
 
@@ -33,8 +33,10 @@ def list_images(
     if mpp is not None and not PLAUSIBLE_MPP[0] <= float(mpp) <= PLAUSIBLE_MPP[1]:
         hint = f"Give from {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}, or leave it out where it is unknown"
         raise DataError("mpp", f"{mpp} is no number of micrometres per pixel of tissue", hint)
+    if root.is_file():
+        return [{"image": str(root), "mpp": math.nan if mpp is None else float(mpp)}]
     if not root.is_dir():
-        raise DataError(root, "there is no such folder", "Set dataset_dir to a folder of images")
+        raise DataError(root, "there is no such file or folder", "Set dataset_dir to a folder of images")
     excluded = None if exclude is None else Path(exclude).resolve()
     if excluded == root.resolve():
         raise DataError(root, "results would lie among the images", "Choose another output_dir; it may be in there")

@@ -37,6 +37,8 @@ def output_names(
     paths = sorted(set(given))
     if not paths:
         return {}
+    if root is not None and Path(root).is_file():
+        root = Path(root).parent
     root = Path(os.path.abspath(root) if root is not None else os.path.commonpath([path.parent for path in paths]))
     outside = [path for path in paths if not path.is_relative_to(root)]
     if outside:

@@ -1,0 +1,183 @@
+"""The command ``ama-sam``. What can be judged of a command line is judged before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ama_sam.commands import COMMANDS, Command
+from ama_sam.places import BUNDLE, use_bundle
+
+__all__ = ["main"]
+
+# a path that a verb writes to lies in the bundle by default, here in the current folder
+_IN_BUNDLE = re.compile(r"\$os\.path\.join\(@bundle_root, '(?:output|data)'(?:, '\w+')*\)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    use_bundle()
+    from scripts.errors import DataError
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: ama-sam COMMAND ...\n\nNuclei in H&E. Commands, each with a --help of its own:\n")
+        print("\n".join(f"  {name:{width}}  {command.about}" for name, command in COMMANDS.items()))
+        return 0
+    if arguments[0] not in COMMANDS:
+        return _refused(f"there is no command '{arguments[0]}'{_near(arguments[0], COMMANDS)}; see ama-sam --help")
+    command = COMMANDS[arguments[0]]
+    try:
+        settings = _settings(arguments[0], command, arguments[1:])
+    except DataError as error:
+        return _refused(str(error))
+    return _run(command, settings)
+
+
+def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:
+    """What is given, by key, judged as far as it can be without the data; exits for --help."""
+    from scripts.errors import DataError
+    from scripts.judging import judge
+    from scripts.settings import SETTINGS
+
+    defaults: dict[str, Any] = {}
+    for config in command.configs:
+        defaults |= json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8"))
+    table = {key: setting for key, setting in SETTINGS[command.configs[0]].items() if key != "bundle_root"}
+    known, more = _parser(name, command, table, defaults).parse_known_args(_one_spelling(arguments))
+    given = vars(known)
+    config_files = given.pop("config") or []
+    given = {key: _read(value) for key, value in given.items() if value is not None}
+    given |= {key: _read(value) for key, value in _further(more, table).items()}
+    for file in config_files:
+        if not os.path.isfile(file):
+            raise DataError(file, "there is no such config", "Correct --config")
+    judge(command.configs[0], {**defaults, **given}, given)
+    if command.source and (path := given.get(command.source)) and not os.path.exists(str(path)):
+        raise DataError(path, "there is no such file or folder", f"Name your {command.shown.lower()}")
+    for key, default in defaults.items():
+        if key not in given and isinstance(default, str) and _IN_BUNDLE.fullmatch(default):
+            given[key] = os.path.join(os.getcwd(), *re.findall(r"'(\w+)'", default))
+    configs = [str(BUNDLE / "configs" / f"{config}.json") for config in command.configs]
+    return {**given, "config_file": [*configs, *config_files]}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        from scripts.errors import DataError
+
+        raise DataError(self.prog, message, f"See {self.prog} --help")
+
+
+def _parser(name: str, command: Command, table: dict, defaults: dict) -> argparse.ArgumentParser:
+    from scripts.judging import allowed
+
+    parser = _Parser(
+        prog=f"ama-sam {name}",
+        description=f"{command.about[0].upper()}{command.about[1:]}. Runs the bundle's verb {command.verb}.",
+        epilog="Any other key of the config can be given too, as --section::key VALUE.",
+        allow_abbrev=False,
+        usage=f"ama-sam {name} {command.shown + ' ' if command.source else ''}[options]",
+    )
+    for key, setting in table.items():
+        kind = f"{allowed(setting)}{' (' + setting.unit + ')' if setting.unit else ''}"
+        text = f"{setting.help}: {kind}; default {_shown(defaults[key])}".replace("%", "%%")
+        if key == command.source:
+            parser.add_argument(key, metavar=command.shown, nargs=None if command.needed else "?", help=text)
+        else:
+            flags = ["-o", "--output_dir"] if key == "output_dir" else [f"--{key}"]
+            parser.add_argument(*flags, dest=key, metavar="", help=text)
+    parser.add_argument("--config", action="append", metavar="", help="a config of your own that goes before ours")
+    return parser
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, str) and default.startswith("$"):
+        inside = re.findall(r"'([\w.]+)'", default)
+        return "/".join(inside) if default.startswith("$os.path.join") and inside else "as fits"
+    return "as fits" if default is None or isinstance(default, dict) else json.dumps(default).strip('"')
+
+
+def _one_spelling(arguments: Sequence[str]) -> list[str]:
+    """``--max-epochs`` is ``--max_epochs``."""
+    return [re.sub(r"^--[\w:-]+", lambda m: "--" + m[0][2:].replace("-", "_"), argument) for argument in arguments]
+
+
+def _further(words: Sequence[str], table: dict) -> dict[str, str]:
+    """Keys below the top level, ``--a::b VALUE``; anything else is refused."""
+    from scripts.errors import DataError
+
+    found, words = {}, list(words)
+    while words:
+        word, equals, value = words.pop(0).partition("=")
+        key = word.removeprefix("--")
+        if not word.startswith("--"):
+            raise DataError(word, "this argument belongs to no option", "Quote what contains spaces")
+        if "::" not in key:
+            raise DataError(word, f"there is no such option{_near(key, table)}", "See --help")
+        if not equals and not words:
+            raise DataError(word, "it has no value", "Give one")
+        found[key] = value if equals else words.pop(0)
+    return found
+
+
+def _read(text: Any) -> Any:
+    """Numbers, lists and None as such, as ``monai.bundle`` reads its arguments; anything else is text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
+
+
+def _run(command: Command, settings: dict[str, Any]) -> int:
+    import logging
+    import warnings
+
+    from ama_sam.closing import closing_lines
+    from ama_sam.lazily import import_lazily
+
+    import_lazily()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for name in ("monai.bundle", "ignite", "SupervisedEvaluator", "SupervisedTrainer", "alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # the configs are the bundle's own, or named by the user with --config
+    warnings.filterwarnings("ignore", message=".*arbitrary code.*")
+    from monai.bundle import run
+
+    code = 0
+    try:
+        run(command.verb, bundle_root=str(BUNDLE), logging_file=False, **settings)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = 1 if isinstance(end.code, str) else int(end.code or 0)
+    except Exception as error:
+        from scripts.errors import DataError, root_cause
+
+        if not isinstance(cause := root_cause(error), DataError):
+            raise
+        return _refused(str(cause))
+    print("\n".join(closing_lines(command.verb, settings)))
+    return code
+
+
+def _near(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _refused(sentence: str) -> int:
+    print(f"Error: {sentence}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
