@@ -141,16 +141,15 @@ def _run(command: Command, settings: dict[str, Any]) -> int:
     import logging
     import warnings
 
-    from ama_sam.closing import closing_lines
-    from ama_sam.lazily import import_lazily
-
-    import_lazily()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for name in ("monai.bundle", "ignite", "SupervisedEvaluator", "SupervisedTrainer", "alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # the configs are the bundle's own, or named by the user with --config
-    warnings.filterwarnings("ignore", message=".*arbitrary code.*")
     from monai.bundle import run
+
+    from ama_sam.closing import closing_lines
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # MONAI lists its arguments, and warns that configs are code: these are the bundle's, or named with --config
+    for name in ("monai.bundle.scripts", "monai.bundle.workflows", "ignite", "alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="parsing config_file")
 
     code = 0
     try:

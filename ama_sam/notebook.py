@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ama_sam.lazily import import_lazily
 from ama_sam.places import BUNDLE, use_bundle
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ class Segmenter:
 
     def __init__(self, model: str | os.PathLike | None, device: str | None, settings: dict[str, Any]) -> None:
         use_bundle()
-        import_lazily()
         from monai.bundle import ConfigParser
         from scripts.errors import DataError, root_cause
         from scripts.judging import judge, nearest

@@ -1,0 +1,143 @@
+"""The command ``ama-sam`` and ``load``: as a user meets them, from a wheel, and with the numbers of the verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import BUNDLE, REPO
+from fakes import tiny_model
+from PIL import Image
+from scripts.errors import DataError
+
+from ama_sam.commands import COMMANDS
+
+
+def _run(*arguments, cwd, path=REPO):
+    """What ``ama-sam`` does in a process of its own, and whether torch was imported for it."""
+    code = "import sys; from ama_sam.cli import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
+    environment = {**os.environ, "PYTHONPATH": str(path), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def tile(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiles") / "tile.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model") / "model.pt")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_setting(name, tmp_path, capsys):
+    from ama_sam.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    from scripts.settings import SETTINGS
+
+    shown = capsys.readouterr().out
+    for key in SETTINGS[COMMANDS[name].configs[0]].keys() - {"bundle_root", COMMANDS[name].source}:
+        assert f"--{key}" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["segmnt"], "did you mean 'segment'"),
+        (["segment"], "IMAGES"),
+        (["segment", ".", "--treshold", "3"], "did you mean 'threshold'"),
+        (["segment", ".", "--threshold", "3"], "threshold: it must be a number above 0 and below 1"),
+        (["segment", "nowhere"], "nowhere: there is no such file or folder"),
+        (["segment", ".", "more"], "more: this argument belongs to no option"),
+        (["train", "--max-epochs", "0"], "max_epochs: it must be a whole number from 1"),
+        (["train", "--run_name", "../x"], "run_name: it must be a name"),
+        (["train", "--config", "mine.json"], "mine.json: there is no such config"),
+        (["evaluate", "--split", "test"], "did you mean 'testing'"),
+        (["slide", ".", "--shard", "2/2"], "shard: it must be i/n"),
+    ],
+)
+def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, told):
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout.strip() == "False"
+    assert done.stderr.startswith("Error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def segmented(tile, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "results"
+    arguments = ["segment", tile, "-o", out, "--mpp", "0.25", "--ckpt_path", model, "--tile_size", "256"]
+    done = _run(*arguments, "--min_area", "0", "--device", "cpu", cwd=out.parent)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_one_image_is_segmented_and_the_last_lines_say_what_was_done(segmented):
+    out, done = segmented
+    assert {path.name for path in out.iterdir()} >= {"tile_mask.png", "tile.geojson", "tile_nuclei.csv", "summary.json"}
+    nuclei = json.loads((out / "summary.json").read_text())["nuclei"]
+    assert f"Segmented 1 images: {nuclei} nuclei.\n" in done.stdout and f"Results: {out}\n" in done.stdout
+    assert "input summary" not in done.stdout and "GHSA" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["path", "array", "PIL"])
+def test_load_gives_what_the_verb_writes(segmented, tile, model, kind):
+    pandas = pytest.importorskip("pandas")
+    from ama_sam import load
+
+    out, _ = segmented
+    image = {"path": tile, "array": np.asarray(Image.open(tile)), "PIL": Image.open(tile)}[kind]
+    nuclei = load(model, device="cpu", tile_size=256, min_area=0).segment(image, 0.25, probabilities=True, name="tile")
+    assert len(nuclei) > 0 and nuclei.labels.dtype == np.int32
+    np.testing.assert_array_equal(nuclei.labels, np.asarray(Image.open(out / "tile_instances.png")))
+    pandas.testing.assert_frame_equal(nuclei.table, pandas.read_csv(out / "tile_nuclei.csv"))
+    assert nuclei.polygons == json.loads((out / "tile.geojson").read_text())["features"]
+    assert nuclei.probabilities.shape == nuclei.labels.shape
+
+
+def test_load_refuses_what_the_verb_refuses(model):
+    from ama_sam import load
+
+    with pytest.raises(DataError, match="threshold"):
+        load(model, threshold=7)
+    with pytest.raises(DataError, match="did you mean 'threshold'"):
+        load(model, treshold=0.4)
+
+
+def test_another_package_called_scripts_is_told(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").touch()
+    code = "import scripts, ama_sam; ama_sam.load()"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPO}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "another package called 'scripts' is imported already" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_all_that_segmenting_needs(tile, tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{REPO}", str(source)], check=True)
+    subprocess.run(
+        [*pip, "install", "-q", "--no-deps", "--no-build-isolation", "-t", str(site), str(source)], check=True
+    )
+    before = {path for path in site.rglob("*") if "__pycache__" not in path.parts}
+    work.mkdir()
+    done = _run("segment", tile, "--device", "cpu", cwd=work, path=site)
+    assert done.returncode == 0, done.stderr
+    assert (work / "output" / "inference" / "summary.json").is_file()
+    assert {path for path in site.rglob("*") if "__pycache__" not in path.parts} == before
+    version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
+    assert (site / f"ama_sam-{version}.dist-info").is_dir() and (site / "bin" / "ama-sam").is_file()
