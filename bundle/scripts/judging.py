@@ -112,7 +112,8 @@ def _in_words(schema: dict[str, Any]) -> str:
         limits = [
             f"{word} {schema[name]}"
             for name, word in (
-                ("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"), ("exclusiveMaximum", "and below"),
+                ("minimum", "from"), ("exclusiveMinimum", "above"),
+                ("maximum", "to"), ("exclusiveMaximum", "and below"),
             )
             if name in schema
         ]  # fmt: skip
