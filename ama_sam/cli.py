@@ -65,7 +65,11 @@ def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str
         raise DataError(path, "there is no such file or folder", f"Name your {command.shown.lower()}")
     for key, default in defaults.items():
         if key not in given and isinstance(default, str) and _IN_BUNDLE.fullmatch(default):
-            given[key] = os.path.join(os.getcwd(), *re.findall(r"'(\w+)'", default))
+            parts = re.findall(r"'(\w+)'", default)
+            if (
+                key != command.source or not BUNDLE.joinpath(*parts).exists()
+            ):  # data that came with the bundle stay there
+                given[key] = os.path.join(os.getcwd(), *parts)
     configs = [str(BUNDLE / "configs" / f"{config}.json") for config in command.configs]
     return {**given, "config_file": [*configs, *config_files]}
 

@@ -15,7 +15,17 @@ from scripts.judging import allowed, is_programmed, judge
 from scripts.settings import SETTINGS
 
 # made of other keys, not to be set
-DERIVED = {"network_mpp", "rank", "world_size", "identity", "is_not_rank0", "training_mode", "run_dir", "run"}
+DERIVED = {
+    "network_mpp",
+    "rank",
+    "world_size",
+    "identity",
+    "is_not_rank0",
+    "training_mode",
+    "run_dir",
+    "run_params",
+    "run",
+}
 DEFAULTS = {config: json.loads((BUNDLE / "configs" / f"{config}.json").read_text()) for config in SETTINGS}
 DEFAULTS["train"]["train"] = {"dataset": {"data": None}}
 
