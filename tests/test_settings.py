@@ -76,7 +76,6 @@ def test_choices_are_those_the_code_knows():
     assert allowed(inference["mpp"]) == "a number from {} to {:g} or null".format(*PLAUSIBLE_MPP)
 
 
-NOT_POSITIVE = (0, -1, "many", math.nan, math.inf, True)
 NOT_A_COUNT = (0, -3, 1.5, "two", math.nan, False, [1])
 NOT_A_SHARE = (-0.1, 1.1, "half", math.nan)
 WRONG = [
@@ -87,7 +86,7 @@ WRONG = [
     *((config, "tile_size", v) for config in ("inference", "train", "wsi", "evaluate") for v in (0, 100, 512.0, "big")),
     *((config, "overlap", v) for config in ("inference", "evaluate") for v in (1, -0.1, "quarter", math.nan)),
     *(("train", key, v) for key in ("max_epochs", "batch_size", "cache_variants", "val_interval") for v in NOT_A_COUNT),
-    *(("train", "learning_rate", v) for v in (*NOT_POSITIVE[:1], *NOT_POSITIVE[1:], "1e-3x", 10)[1:]),
+    *(("train", "learning_rate", v) for v in (-1, "1e-3x", 10, math.nan, math.inf, True)),
     *(("train", key, v) for key in ("lambda_max", "weight_decay", "auxiliary_weight") for v in (-1, "x", math.inf)),
     *(("train", key, v) for key in ("primary_share", "cache_rate", "held_out") for v in NOT_A_SHARE),
     *(("train", key, v) for key in ("patience", "num_workers", "warmup_iterations") for v in (-1, 0.5, "none of them")),

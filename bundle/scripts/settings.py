@@ -252,7 +252,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "val_interval": Setting(Count, "epochs from one validation to the next"),
         "patience": Setting(CountOrNone, "validations without a new best after which training stops; 0: never"),
         "start_counts": Setting(Bool, "keep init_model where training makes it no better"),
-        "learning_rate": Setting(_number(gt=0, le=1), "of AdamW"),
+        "learning_rate": Setting(_number(ge=0, le=1), "of AdamW"),
         "weight_decay": Setting(NotNegative, "of AdamW"),
         "warmup_iterations": Setting(CountOrNone, "steps until the learning rate is reached"),
         "batch_size": Setting(Count, "windows of a step"),
