@@ -270,7 +270,7 @@ def test_the_last_weights_can_be_kept_whatever_validation_says(open_training, tm
         assert torch.equal(value, kept["often"]["model"][key]) and torch.equal(value, kept["seldom"]["model"][key]), key
     with pytest.raises(Exception) as error:
         open_training(tmp_path, keep="first").run()
-    assert "keep must be best or last, got 'first'" in str(root_cause(error.value))
+    assert "keep: it must be one of best, last, and 'first' is not" in str(root_cause(error.value))
 
 
 def test_a_domain_list_in_an_overlay_config_replaces_the_folder_settings(open_training, synthetic, tmp_path):
@@ -315,7 +315,7 @@ def test_a_broken_training_file_is_named(open_training, synthetic, tmp_path, bro
         ({"max_epoch": 3}, "unknown config key 'max_epoch' .did you mean 'max_epochs'"),
         ({"train#lr": 3}, "train::lr"),
         ({"primary": "tnbc"}, "no domain 'tnbc'.*synthetic_pink"),
-        ({"mode": "amma"}, "mode 'amma' is unknown"),
+        ({"mode": "amma"}, "mode: it must be one of ama, .*did you mean 'ama'"),
         ({"auxiliary": "none"}, "--mode single"),
         ({"backbone": "vit_x"}, "vit_b"),
         ({"backbone_weights": "nowhere.pth"}, "nowhere.pth"),
