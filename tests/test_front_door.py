@@ -130,7 +130,7 @@ def test_another_package_called_scripts_is_told(tmp_path):
 def test_a_wheel_holds_all_that_segmenting_needs(tile, tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
-    for folder in ("ama_sam", "apps", "bundle/configs", "bundle/docs", "bundle/scripts"):
+    for folder in ("ama_sam", "apps", "bundle/configs", "bundle/docs", "bundle/sample", "bundle/scripts"):
         shutil.copytree(REPO / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "model", "logs"))
     (source / "bundle" / "models").mkdir()
     for name in (
@@ -150,5 +150,6 @@ def test_a_wheel_holds_all_that_segmenting_needs(tile, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (work / "output" / "inference" / "summary.json").is_file()
     assert {path for path in site.rglob("*") if "__pycache__" not in path.parts} == before
+    assert {f.name for f in (site / "ama_sam" / "bundle" / "sample").rglob("*")} >= {"images", "labels"}
     version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
     assert (site / f"ama_sam-{version}.dist-info").is_dir() and (site / "bin" / "ama-sam").is_file()
