@@ -14,6 +14,7 @@ from typing import Any
 
 from ama_sam.commands import COMMANDS, Command
 from ama_sam.places import BUNDLE, use_bundle
+from ama_sam.serving import ABOUT, serve
 
 __all__ = ["main"]
 
@@ -31,12 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: ama-sam COMMAND ...\n\nNuclei in H&E. Commands, each with a --help of its own:\n")
         print("\n".join(f"  {name:{width}}  {command.about}" for name, command in COMMANDS.items()))
+        print(f"  {'serve':{width}}  {ABOUT}")
         return 0
-    if arguments[0] not in COMMANDS:
-        return _refused(f"there is no command '{arguments[0]}'{_near(arguments[0], COMMANDS)}; see ama-sam --help")
-    command = COMMANDS[arguments[0]]
+    if arguments[0] == "serve":
+        return serve(arguments[1:])
+    name = arguments[0].replace("-", "_")
+    if name not in COMMANDS:
+        near = _near(arguments[0], [*COMMANDS, "serve"])
+        return _refused(f"there is no command '{arguments[0]}'{near}; see ama-sam --help")
+    command = COMMANDS[name]
     try:
-        settings = _settings(arguments[0], command, arguments[1:])
+        settings = _settings(name, command, arguments[1:])
     except DataError as error:
         return _refused(str(error))
     return _run(command, settings)

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,3 +155,46 @@ def test_a_wheel_holds_all_that_segmenting_needs(tile, tmp_path):
     assert {f.name for f in (site / "ama_sam" / "bundle" / "sample").rglob("*")} >= {"images", "labels"}
     version = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
     assert (site / f"ama_sam-{version}.dist-info").is_dir() and (site / "bin" / "ama-sam").is_file()
+
+
+def test_serving_without_monai_label_is_one_sentence(monkeypatch, capsys):
+    from ama_sam import serving
+    from ama_sam.cli import main
+
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    assert main(["serve", "studies"]) == 1
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith("MONAI Label is not installed. docs/monailabel.md has its two commands")
+    )
+
+
+def test_serve_starts_the_app_of_this_package(monkeypatch, tmp_path):
+    """The server itself is tested in tests/apps; here, that it is told which app, folder and address."""
+    from ama_sam import serving
+    from ama_sam.cli import main
+
+    started = []
+    monkeypatch.setattr(serving, "find_spec", lambda name: object())
+    monkeypatch.setattr(
+        serving.subprocess, "run", lambda command: started.append(command) or SimpleNamespace(returncode=0)
+    )
+    assert main(["serve", str(tmp_path / "s"), "--port", "8123", "-c", "mpp", "0.5"]) == 0
+    (command,) = started
+    app = Path(command[command.index("-a") + 1])
+    assert (app / "main.py").is_file() and str(tmp_path / "s") in command and "8123" in command
+    assert command[-2:] == ["mpp", "0.5"] and "127.0.0.1" in command
+
+
+def test_extras_are_what_the_requirement_files_say(monkeypatch):
+    import runpy
+
+    import setuptools
+
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(REPO / "setup.py"))
+    extras = given["extras_require"]
+    assert extras.keys() == {"label", "export", "dev"} and set(extras["export"]) < set(extras["dev"])
+    assert not [line for lines in extras.values() for line in lines if line.startswith(("-", "#"))]
