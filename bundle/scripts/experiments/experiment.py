@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from mlflow.entities import Run
-from scripts.data.domains import SPLITS
+from scripts.data.domains import SPLITS, check_domains, domain_names
 from scripts.errors import DataError
-from scripts.experiments.plan import Child
+from scripts.experiments.plan import LEFT_OUT, Child
 from scripts.experiments.results import RESULT
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import read_json, unused_path, write_json
@@ -44,7 +44,7 @@ class Experiment:
         children: what is run.
         training, evaluating: the two verbs.
         split: evaluated part of the data; another split evaluates the same trained models in child runs of its own.
-        primary: name of the primary domain.
+        domains: the domain list; a child that leaves out a domain is evaluated on that one, and trained on the others.
         output_dir: folder of the children's folders.
         jobs: how many children run at once; they share the processor's threads.
     """
@@ -56,7 +56,7 @@ class Experiment:
         training: BundleVerb,
         evaluating: BundleVerb,
         split: str,
-        primary: str,
+        domains: Sequence[dict],
         output_dir: str | os.PathLike,
         jobs: int = 1,
     ) -> None:
@@ -66,7 +66,7 @@ class Experiment:
             raise DataError("split", f"there is no '{split}'", f"Use one of {', '.join(SPLITS)}")
         self.store, self.children = store, list(children)
         self.training, self.evaluating = training, evaluating
-        self.split, self.primary, self.output_dir = split, primary, Path(output_dir)
+        self.split, self.domains, self.output_dir = split, check_domains(domains), Path(output_dir)
         self.jobs = jobs
         self.threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
 
@@ -78,7 +78,7 @@ class Experiment:
             DataError: before anything runs, when a finished child was made with other settings.
             SystemExit: at the end, when children failed.
         """
-        parent = self.store.open_parent({"primary": self.primary})
+        parent = self.store.open_parent({"primary": self.domains[0]["name"]})
         status = "KILLED"
         try:
             todo = self._todo(self.store.children(parent))
@@ -105,6 +105,9 @@ class Experiment:
         todo = []
         for child in self.children:
             settings = self._settings(child)
+            if any((LEFT_OUT in run.data.tags) != (child.left_out is not None) for run in recorded):
+                what = "leaves out no domain" if child.left_out else "leaves out domains"
+                raise DataError("name", f"the experiment '{self.store.name}' {what}", "Give this one another --name")
             runs = [run for run in recorded if child.tags.items() <= run.data.tags.items()]
             here = [run for run in runs if run.data.tags["split"] == self.split]
             for run in runs:
@@ -126,9 +129,18 @@ class Experiment:
     def _settings(self, child: Child) -> dict[str, dict]:
         """What the child is made of by verb; recorded with its run, so that it is known again."""
         return {
-            "training": self.training.identity(_training_settings(child), child.config),
-            "evaluating": self.evaluating.identity({**child.evaluating, "split": self.split}, None),
+            "training": self.training.identity(self._training_settings(child), child.config),
+            "evaluating": self.evaluating.identity(self._evaluating_settings(child), None),
         }
+
+    def _training_settings(self, child: Child) -> dict:
+        training, _ = child.domains(self.domains)
+        own = {"mode": child.mode, "seed": child.seed, "limit_groups": child.limit_groups}
+        return {**child.training, **own, **_named(training)}
+
+    def _evaluating_settings(self, child: Child) -> dict:
+        _, evaluated = child.domains(self.domains)
+        return {**child.evaluating, "split": self.split, **_named(evaluated)}
 
     def _run_children(self, todo: Sequence[tuple[Child, Run | None]], parent: Run, bar: tqdm) -> list[str]:
         """Run them, ``jobs`` at a time; the names of those that failed."""
@@ -151,8 +163,10 @@ class Experiment:
         """Train and evaluate a child; False when it failed."""
         started = time.monotonic()
         settings = self._settings(child)
+        training, evaluated = child.domains(self.domains)
         if run is None:
-            tags = {**child.tags, "split": self.split, "primary": self.primary, "settings": json.dumps(settings)}
+            about = {"split": self.split, "primary": training[0]["name"], "settings": json.dumps(settings)}
+            tags = {**child.tags, **about}
             run = self.store.open_child(parent, child.name, tags)
         else:
             run = self.store.reopen(run)
@@ -171,8 +185,9 @@ class Experiment:
         finally:
             self.store.close(run, status, failure)
         minutes = (time.monotonic() - started) / 60
-        dice = self.store.metrics(run).get(f"{self.primary}_dice")
-        told = f"{self.primary} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
+        shown = evaluated[0]["name"]
+        dice = self.store.metrics(run).get(f"{shown}_dice")
+        told = f"{shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
         tqdm.write(f"{child.name}: {told}  ({minutes:.1f} min)")
         return failure is None
 
@@ -198,7 +213,8 @@ class Experiment:
         if trained and (folder / "model.pt").is_file():
             return
         settings = {
-            **_training_settings(child),
+            **self._training_settings(child),
+            "domains": child.domains(self.domains)[0],
             "run_name": child.name,
             "run_dir": str(folder),
             "resume": checkpoint.is_file(),
@@ -214,8 +230,8 @@ class Experiment:
 
     def _evaluate(self, child: Child, folder: Path, run: Run) -> None:
         settings = {
-            **child.evaluating,
-            "split": self.split,
+            **self._evaluating_settings(child),
+            "domains": child.domains(self.domains)[1],
             "ckpt_path": str(folder / "model.pt"),
             "output_dir": str(folder / self.split),
             "run_name": child.name,
@@ -224,8 +240,10 @@ class Experiment:
         self.evaluating.run(folder, settings, threads=self.threads)
 
 
-def _training_settings(child: Child) -> dict:
-    return {**child.training, "mode": child.mode, "seed": child.seed, "limit_groups": child.limit_groups}
+def _named(domains: Sequence[dict]) -> dict:
+    """The two verbs' keys that name these domains; where they lie is no part of what a child is."""
+    primary, *auxiliary = domain_names(domains)
+    return {"primary": primary, "auxiliary": auxiliary}
 
 
 @contextmanager

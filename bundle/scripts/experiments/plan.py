@@ -8,10 +8,12 @@ from typing import Any
 
 from scripts.errors import DataError
 
-__all__ = ["ALL_GROUPS", "Child", "plan_children"]
+__all__ = ["ALL_GROUPS", "LEFT_OUT", "Child", "plan_children"]
 
 # how "no limit" is written in tags, names and tables
 ALL_GROUPS = "all"
+# tag of children that are evaluated on a domain they were not trained on
+LEFT_OUT = "left_out"
 _VARIANT_KEYS = {"name", "mode", "config", "training", "evaluating"}
 
 
@@ -25,6 +27,7 @@ class Child:
         mode: training mode, see ``scripts.networks.domain_adversary.MODES``.
         seed: of the training.
         limit_groups: number of the primary's training groups, None for all.
+        left_out: domain that it is not trained on and is evaluated on; None trains and evaluates on all.
         config: config file that both verbs take besides their own, e.g. of another decoder.
         training, evaluating: further settings of the two verbs.
     """
@@ -33,21 +36,37 @@ class Child:
     mode: str
     seed: int
     limit_groups: int | None = None
+    left_out: str | None = None
     config: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     evaluating: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Name of the run and of its folder, e.g. ``ama_groups2_seed0``."""
+        """Name of the run and of its folder, e.g. ``ama_groups2_seed0`` or ``ama_without_tnbc_seed0``."""
+        without = "" if self.left_out is None else f"_without_{self.left_out}"
         groups = "" if self.limit_groups is None else f"_groups{self.limit_groups}"
-        return f"{self.variant}{groups}_seed{self.seed}"
+        return f"{self.variant}{without}{groups}_seed{self.seed}"
 
     @property
     def tags(self) -> dict[str, str]:
         """What the child is, for MLflow's table; with the evaluated split it tells children apart."""
         groups = ALL_GROUPS if self.limit_groups is None else str(self.limit_groups)
-        return {"variant": self.variant, "mode": self.mode, "seed": str(self.seed), "limit_groups": groups}
+        left_out = {} if self.left_out is None else {LEFT_OUT: self.left_out}
+        return {"variant": self.variant, "mode": self.mode, "seed": str(self.seed), "limit_groups": groups, **left_out}
+
+    def domains(self, domains: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+        """
+        The domain lists that it is trained and evaluated on.
+
+        Without the domain left out, the first of the others is the primary; the one left out is evaluated alone.
+        """
+        if self.left_out is None:
+            return list(domains), list(domains)
+        others = [domain for domain in domains if domain["name"] != self.left_out]
+        roles = ["primary", *["auxiliary"] * (len(others) - 1)]
+        alone = [{**domain, "role": "primary"} for domain in domains if domain["name"] == self.left_out]
+        return [{**domain, "role": role} for domain, role in zip(others, roles)], alone
 
 
 def plan_children(
@@ -55,19 +74,24 @@ def plan_children(
     seeds: int | str | Iterable,
     limit_groups: int | str | Iterable | None = None,
     only: str | Iterable[str] | None = None,
+    leave_out: str | Iterable[str] | None = None,
+    domains: Sequence[str] = (),
 ) -> list[Child]:
     """
-    Every chosen variant with every number of groups and every seed; the seeds outermost, so that what is there after
-    an interruption can be compared.
+    Every chosen variant with every domain to leave out, every number of groups and every seed; the seeds outermost, so
+    that what is there after an interruption can be compared.
 
     Args:
         variants: ``{"name", "mode"}``, optionally with ``config``, ``training`` and ``evaluating`` (see ``Child``).
         seeds: whole numbers, as a list, a comma-separated string or a single one.
         limit_groups: the same, where None or "all" is no limit.
         only: names of the variants to run; None or "all" runs all.
+        leave_out: names of domains, each of which is left out once; "all" for each of ``domains``, None for no such.
+        domains: names of the domains.
 
     Raises:
-        DataError: for a variant that is not there or not valid, a missing config file, or numbers that are none.
+        DataError: for a variant or domain that is not there or not valid, a missing config file, or numbers that are
+            none.
     """
     by_name: dict[str, Mapping[str, Any]] = {}
     for variant in variants:
@@ -92,14 +116,30 @@ def plan_children(
             mode=str(by_name[name]["mode"]),
             seed=seed,
             limit_groups=groups,
+            left_out=left_out,
             config=None if by_name[name].get("config") is None else str(Path(by_name[name]["config"])),
             training=by_name[name].get("training", {}),
             evaluating=by_name[name].get("evaluating", {}),
         )
         for seed in _numbers("seeds", seeds, least=0)
+        for left_out in _left_out(leave_out, domains)
         for groups in _numbers("limit_groups", limit_groups, least=1, none_is_all=True)
         for name in dict.fromkeys(chosen)
     ]
+
+
+def _left_out(names: str | Iterable[str] | None, domains: Sequence[str]) -> list[str | None]:
+    """Domains to leave out in turn; [None] to leave out none."""
+    if names is None:
+        return [None]
+    chosen = list(domains) if names == "all" else list(dict.fromkeys(_listed(names)))
+    there = f"There are {', '.join(domains)}"
+    for name in chosen:
+        if name not in domains:
+            raise DataError("leave_out", f"there is no domain '{name}'", there)
+    if not chosen or len(domains) < 2:
+        raise DataError("leave_out", "one domain is left out and another one trained on: it takes two", there)
+    return chosen
 
 
 def _listed(values: Any) -> list:
