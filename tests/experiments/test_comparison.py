@@ -6,7 +6,7 @@ import csv
 
 import numpy as np
 import pytest
-from fakes import FakeVerb, open_verb
+from fakes import FakeVerb, domains_named, open_verb
 from PIL import Image
 from scripts.errors import DataError, root_cause
 from scripts.experiments.bootstrap import Bootstrap
@@ -113,10 +113,20 @@ def test_runs_on_different_images_are_not_compared():
         Results([result("joint", 0, [1]), more])
 
 
-def test_a_metric_that_is_not_there_is_told_and_one_that_is_partly_unknown_is_left_out():
+def test_a_metric_that_is_not_there_is_told():
     with pytest.raises(DataError, match="no 'dise'. Its metrics are dice"):
         summarise_variants(Results([result("joint", 0, [1])]), ["dise"], Bootstrap())
-    assert summarise_variants(Results([result("joint", 0, [1, ""], metric="hd_um")]), ["hd_um"], Bootstrap()) == []
+    assert summarise_variants(Results([result("joint", 0, [1, 2])]), ["merged"], Bootstrap()) == [], "an older run"
+
+
+def test_a_metric_counts_on_the_images_whose_value_every_run_knows():
+    """Without nuclei there is no share of them, without a pixel size no micrometre."""
+    runs = [result(v, 0, scores, metric="merged") for v, scores in {"joint": [1, "", 3], "ama": [3, 5, 4]}.items()]
+    results = Results(runs)
+    joint, ama = summarise_variants(results, ["merged"], Bootstrap())
+    assert (joint["mean"], joint["images"]) == (2, 2) and (ama["mean"], ama["images"]) == (3.5, 2)
+    (row,) = compare_pairs(results, ["merged"], Bootstrap())
+    assert (row["difference"], row["images"]) == (1.5, 2)
 
 
 def test_the_text_shows_directions_intervals_and_what_is_missing():
@@ -125,7 +135,7 @@ def test_the_text_shows_directions_intervals_and_what_is_missing():
     scores = summarise_variants(results, ["dice"], Bootstrap())
     differences = compare_pairs(results, ["dice"], Bootstrap())
     text = comparison_markdown(
-        "tnbc", "testing", "tnbc", results, scores, differences, {"grl_seed0": "out of\nmemory"}, Bootstrap(10)
+        "tnbc", "testing", "tnbc", results, scores, differences, [], {"grl_seed0": "out of\nmemory"}, Bootstrap(10)
     )
     assert "| joint | all | 0 | 0.550 [0.500, 0.600] |" in text
     assert "| ama − joint | all | +0.200 [+0.200, +0.200] |" in text, "no star for two images"
@@ -180,10 +190,10 @@ def test_a_panel_has_rows_and_curves_only_of_variants_that_are_in_it():
     assert plot_low_data(Results(results.results[-1:]), "tnbc", ["dice"]) is None
 
 
-def test_a_metric_that_is_not_known_for_all_images_leaves_its_panel_empty():
+def test_a_metric_that_is_known_for_no_image_leaves_its_panel_empty():
     results = Results([result("ama", 0, [0.7, 0.8], groups) for groups in ("1", "all")])
     for one in results.results:
-        one.rows[0]["hd95_um"], one.rows[1]["hd95_um"] = "3", ""
+        one.rows[0]["hd95_um"], one.rows[1]["hd95_um"] = "", ""
     empty, drawn = plot_low_data(results, "tnbc", ["hd95_um", "dice"]).axes
     assert not empty.lines and drawn.lines
 
@@ -194,9 +204,9 @@ def test_a_metric_that_is_not_known_for_all_images_leaves_its_panel_empty():
 def run_experiment(uri, tmp_path, name, children, **evaluating):
     store = ExperimentStore(uri, "ama_sam_experiments", name)
     training = FakeVerb("training", fails={"signed_seed0"})
-    Experiment(
-        store, children, training, FakeVerb("evaluating", **evaluating), "testing", "tnbc", tmp_path / name
-    ).run()
+    domains = domains_named(*evaluating.get("images", ["tnbc"]))
+    fake = FakeVerb("evaluating", **evaluating)
+    Experiment(store, children, training, fake, "testing", domains, tmp_path / name).run()
 
 
 def score(settings, image):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import FakeVerb, open_verb
+from fakes import FakeVerb, domains_named, open_verb
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.experiments.experiment import Experiment
@@ -39,7 +39,7 @@ def make(uri, request, tmp_path):
             training=training or FakeVerb("training"),
             evaluating=evaluating or FakeVerb("evaluating"),
             split=split,
-            primary="tnbc",
+            domains=domains_named("tnbc"),
             output_dir=tmp_path / name,
             jobs=jobs,
         )

@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
 from scripts.experiments.verbs import BundleVerb, VerbFailed
-from scripts.files import write_table
+from scripts.files import write_json, write_table
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.loading import save_model
@@ -143,6 +143,12 @@ def open_verb(bundle_root: Path, config: str, kind: str | None, **overrides) -> 
     return workflow
 
 
+def domains_named(primary: str, *auxiliary: str) -> list[dict]:
+    """A domain list whose folders nobody looks at."""
+    roles = {primary: "primary"} | dict.fromkeys(auxiliary, "auxiliary")
+    return [{"name": name, "role": role, "root": f"/data/{name}"} for name, role in roles.items()]
+
+
 class FakeVerb(BundleVerb):
     """
     A training or evaluation that only files what the real ones file: a metric of each epoch and a checkpoint after it,
@@ -156,8 +162,9 @@ class FakeVerb(BundleVerb):
         stops_after: run name -> number of epochs after which ``error`` is raised.
         refuses_checkpoint: resuming fails.
         meets: barrier at which every run waits for others.
-        images: of the evaluation, by domain.
+        images: of the evaluation, by domain; of those it is asked for.
         score: settings and image -> Dice.
+        fates: settings -> the evaluated domain's part of ``fates.json``.
     """
 
     def __init__(
@@ -172,11 +179,12 @@ class FakeVerb(BundleVerb):
         meets: threading.Barrier | None = None,
         images: dict | None = None,
         score=lambda settings, image: 0.5,
+        fates=None,
     ) -> None:
         super().__init__(verb, f"{verb}.json", settings or {"max_epochs": 1})
         self.epochs, self.fails, self.stops_after, self.error = epochs, fails, stops_after or {}, error
         self.refuses_checkpoint, self.images, self.score = refuses_checkpoint, images or {"tnbc": ["a", "b"]}, score
-        self.meets = meets
+        self.meets, self.fates = meets, fates
         self.calls: list[dict] = []
         self.epochs_done = 0
 
@@ -204,8 +212,12 @@ class FakeVerb(BundleVerb):
         rows = [
             {"file": f"/data/{domain}/{image}.png", "domain": domain, "mpp": 0.25, "dice": self.score(settings, image)}
             for domain, images in self.images.items()
+            if domain in (settings["primary"], *settings["auxiliary"])
             for image in images
         ]
         write_table(folder / "metrics.csv", [{**row, "hd95_px": 10 * (1 - row["dice"])} for row in rows])
-        client.log_metric(run_id, "tnbc_dice", sum(row["dice"] for row in rows) / len(rows))
+        client.log_metric(run_id, f"{settings['primary']}_dice", sum(row["dice"] for row in rows) / len(rows))
         client.log_artifact(run_id, str(folder / "metrics.csv"))
+        if self.fates is not None:
+            write_json(folder / "fates.json", {settings["primary"]: self.fates(settings)})
+            client.log_artifact(run_id, str(folder / "fates.json"))

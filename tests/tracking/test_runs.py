@@ -8,7 +8,7 @@ import sqlite3
 
 import mlflow
 import pytest
-from fakes import FakeVerb, open_verb, place_store, tiny_model
+from fakes import FakeVerb, domains_named, open_verb, place_store, tiny_model
 from ignite.engine import Engine, Events
 from mlflow_servers import Line
 from scripts.errors import DataError, root_cause
@@ -177,7 +177,9 @@ def test_an_experiment_goes_on_in_the_local_store(line, mlflow_server, tmp_path,
     def experiment(uri, cut=None):
         verbs = {name: TrackedVerb(name, tmp_path, cut if name == verb else None, "joint_seed0") for name in VERBS}
         store = ExperimentStore(uri, "exp", verb, _local(tmp_path))
-        return Experiment(store, children, verbs["training"], verbs["evaluating"], "testing", "tnbc", tmp_path / verb)
+        return Experiment(
+            store, children, verbs["training"], verbs["evaluating"], "testing", domains_named("tnbc"), tmp_path / verb
+        )
 
     first = experiment(line.uri, line.cut)
     first.run()
@@ -211,7 +213,9 @@ def test_a_child_whose_result_is_nowhere_is_not_called_finished(tmp_path):
     store = ExperimentStore(_local(tmp_path), "e", "n")
     children = [Child("ama", "ama", 0)]
     with pytest.raises(SystemExit):
-        Experiment(store, children, FakeVerb("training"), Forgetful("evaluating"), "testing", "tnbc", tmp_path).run()
+        Experiment(
+            store, children, FakeVerb("training"), Forgetful("evaluating"), "testing", domains_named("tnbc"), tmp_path
+        ).run()
     (run,) = store.children(store.find_parent())
     assert run.info.status == "FAILED" and "metrics.csv" in run.data.tags["failure"]
 
@@ -254,7 +258,7 @@ def test_runs_sent_elsewhere_by_the_environment_are_found_there(bundle_root, ope
         assert _only_run(uris[name], "ama_sam")[1].info.status == "FINISHED"
         children, verbs = [Child("ama", "ama", 0)], (FakeVerb("training"), FakeVerb("evaluating"))
         store = ExperimentStore(uris[name], "ama_sam_experiments", "tnbc")
-        Experiment(store, children, *verbs, "testing", "tnbc", tmp_path / f"{name}_children").run()
+        Experiment(store, children, *verbs, "testing", domains_named("tnbc"), tmp_path / f"{name}_children").run()
         options = {"metrics": "dice", "run_id": "comparing", **overrides}
         open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path / f"{name}_compared"), **options).run()
         assert (tmp_path / f"{name}_compared" / "tnbc" / "comparison_testing" / "scores.csv").is_file()

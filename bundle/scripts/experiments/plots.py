@@ -57,7 +57,9 @@ def plot_differences(
 
 def plot_low_data(results: Results, domain: str, metrics: Sequence[str]) -> Figure | None:
     """Means against the number of training groups, bars over seeds, of the variants with two numbers; None without."""
-    numbers = {variant: [g for g in results.groups if results.seeds(variant, g)] for variant in results.variants}
+    numbers = {
+        variant: [g for g in results.groups if results.seeds(variant, g, domain)] for variant in results.variants
+    }
     curves = {variant: f"C{i}" for i, variant in enumerate(results.variants) if len(numbers[variant]) > 1}
     if not curves:
         return None

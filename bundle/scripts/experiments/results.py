@@ -3,19 +3,24 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from scripts.errors import DataError
-from scripts.experiments.plan import ALL_GROUPS
+from scripts.experiments.plan import ALL_GROUPS, LEFT_OUT
+from scripts.files import read_json
+from scripts.nuclei.metric_table import METRICS
 from scripts.tracking.experiments import ExperimentStore
 
 __all__ = ["RESULT", "Result", "Results", "read_results"]
 
 RESULT = "metrics.csv"  # one row per image, kept with each child run
+FATES = "fates.json"  # what became of the nuclei of each domain
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Result:
         variant, seed: what it is.
         groups: number of training groups, or "all".
         rows: one per image, as strings by column: ``file``, ``domain`` and the metrics.
+        left_out: domain that it was not trained on and evaluated on, if one was left out.
+        fates: the shares of that domain's nuclei, as ``FateReport`` tells them.
     """
 
     name: str
@@ -35,6 +42,8 @@ class Result:
     groups: str
     seed: str
     rows: list[dict[str, str]]
+    left_out: str | None = None
+    fates: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> dict[str, list[str]]:
@@ -51,7 +60,7 @@ class Result:
 
 class Results:
     """
-    The results of an experiment, all on the same images.
+    The results of an experiment, all on the same images; or where each leaves out a domain, all on the same of that.
 
     Args:
         results: at least one.
@@ -66,38 +75,38 @@ class Results:
         found = {result.groups for result in results}
         # fewest first, no limit last
         self.groups = sorted(found, key=lambda groups: (groups == ALL_GROUPS, int(groups) if groups.isdigit() else 0))
-        self.images = {domain: sorted(names) for domain, names in results[0].images.items()}
-        for result in results[1:]:
-            self._check_paired(results[0], result)
+        first: dict[str | None, Result] = {}
+        for result in results:
+            self._check_paired(first.setdefault(result.left_out, result), result)
+        self.images = {domain: sorted(names) for result in first.values() for domain, names in result.images.items()}
 
-    def seeds(self, variant: str, groups: str) -> list[str]:
-        """Seeds of a variant's runs."""
-        return [result.seed for result in self._of(variant, groups)]
+    def seeds(self, variant: str, groups: str, domain: str) -> list[str]:
+        """Seeds of a variant's runs that were evaluated on a domain."""
+        return [result.seed for result in self._on(domain) if (result.variant, result.groups) == (variant, groups)]
 
     def scores(self, variant: str, groups: str, domain: str, metric: str) -> np.ndarray | None:
         """
-        A metric of each run and image, (seeds, images), images in the order of ``images[domain]``.
+        A metric of each run and image, (seeds, images), of the images whose metric every run on that domain knows.
 
-        None where there is no such run, or the metric is not known for all images (as micrometres may be).
+        So all variants have the same images. Some have no micrometres, or no nuclei to take a share of. None where
+        there is no such image, or no such run.
 
         Raises:
-            DataError: when no image of a run has that metric.
+            DataError: for a metric that is neither in the runs nor known otherwise.
         """
-        table = []
-        for result in self._of(variant, groups):
-            rows = [row for row in result.rows if row["domain"] == domain]
-            if metric not in rows[0]:
-                there = ", ".join(key for key in rows[0] if key not in ("file", "domain", "mpp"))
-                raise DataError("metrics", f"{result.name} has no '{metric}'", f"Its metrics are {there}")
-            by_image = dict(zip(result.images[domain], (row[metric] for row in rows)))
-            values = [by_image[name] for name in self.images[domain]]
-            if not all(values):
-                return None
-            table.append([float(value) for value in values])
-        return np.array(table) if table else None
+        runs = self._on(domain)
+        tables = [dict(zip(run.images[domain], (row for row in run.rows if row["domain"] == domain))) for run in runs]
+        if metric not in METRICS and not any(metric in row for run in runs for row in run.rows):
+            there = ", ".join(key for key in runs[0].rows[0] if key not in ("file", "domain", "mpp"))
+            raise DataError("metrics", f"{runs[0].name} has no '{metric}'", f"Its metrics are {there}")
+        known = [name for name in self.images[domain] if all(table[name].get(metric) for table in tables)]
+        chosen = [table for run, table in zip(runs, tables) if (run.variant, run.groups) == (variant, groups)]
+        return (
+            np.array([[float(table[name][metric]) for name in known] for table in chosen]) if known and chosen else None
+        )
 
-    def _of(self, variant: str, groups: str) -> list[Result]:
-        return [result for result in self.results if (result.variant, result.groups) == (variant, groups)]
+    def _on(self, domain: str) -> list[Result]:
+        return [result for result in self.results if domain in result.images]
 
     def _check_paired(self, one: Result, other: Result) -> None:
         for a, b in ((one, other), (other, one)):
@@ -146,11 +155,16 @@ def read_results(store: ExperimentStore, parent: Run, split: str) -> tuple[Resul
 
 def _download(store: ExperimentStore, run: Run) -> Result:
     tags = run.data.tags
+    left_out = tags.get(LEFT_OUT)
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = store.client.download_artifacts(run.info.run_id, RESULT, folder)
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
+            fates = {}
+            if left_out is not None:
+                fates = read_json(store.client.download_artifacts(run.info.run_id, FATES, folder))[left_out]
         except OSError as error:  # MLflow's own errors of missing artefacts are of this kind, too
-            raise DataError(run.info.run_name, f"its {RESULT} cannot be read ({error})", "Evaluate it again") from error
-    return Result(run.info.run_name, tags["variant"], tags["limit_groups"], tags["seed"], rows)
+            hint = "Evaluate it again"
+            raise DataError(run.info.run_name, f"what it measured cannot be read ({error})", hint) from error
+    return Result(run.info.run_name, tags["variant"], tags["limit_groups"], tags["seed"], rows, left_out, fates)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scripts.experiments.bootstrap import Bootstrap
+from scripts.experiments.left_out import left_out_markdown
 from scripts.experiments.results import Results
 from scripts.markdown import markdown_table
 from scripts.nuclei.metric_table import metric_of
@@ -20,7 +21,8 @@ def comparison_markdown(
     results: Results,
     scores: Sequence[Mapping],
     differences: Sequence[Mapping],
-    left_out: Mapping[str, str],
+    left_out: Sequence[Mapping],
+    missing: Mapping[str, str],
     bootstrap: Bootstrap,
 ) -> str:
     """
@@ -28,18 +30,27 @@ def comparison_markdown(
 
     Args:
         scores, differences: rows of ``summarise_variants`` and ``compare_pairs``.
-        left_out: children without a result and why.
+        left_out: rows of ``summarise_left_out``.
+        missing: children without a result and why.
         bootstrap: how their intervals were made.
     """
     metrics = list(dict.fromkeys(row["metric"] for row in scores))
-    parts = [
-        f"# {name}: {len(results.results)} runs on {split}",
+    parts = [f"# {name}: {len(results.results)} runs on {split}"]
+    if left_out:
+        parts.append("## Domains left out")
+        parts.append(
+            "Each trained without that domain and evaluated on it; mean ± standard deviation over seeds. touching_merged: "
+            "share of its nuclei that touch another; palest_missed: share of the fifth of them with the least contrast, "
+            "missed or mostly missed."
+        )
+        parts.append(left_out_markdown(left_out))
+    parts.append(
         "Mean over images and seeds ± standard deviation over seeds (of the means over images) "
-        f"[{bootstrap.confidence:.0%} interval over images].",
-    ]
+        f"[{bootstrap.confidence:.0%} interval over images]."
+    )
     for shown in sorted(results.images, key=lambda other: other != domain):
         parts.append(f"## {shown}, {len(results.images[shown])} images")
-        parts.append(_scores_table(results, [row for row in scores if row["domain"] == shown], metrics))
+        parts.append(_scores_table(results, shown, [row for row in scores if row["domain"] == shown], metrics))
     parts.append(f"## Differences on {domain}")
     parts.append(
         f"First variant minus second, with {bootstrap.confidence:.0%} intervals: percentile bootstrap "
@@ -49,13 +60,13 @@ def comparison_markdown(
         "Of many pairs some exclude 0 by chance."
     )
     parts.append(_differences_table(results, [row for row in differences if row["domain"] == domain], metrics))
-    if left_out:
+    if missing:
         parts.append("## Not compared")
-        parts.append("\n".join(f"- {child}: {' '.join(why.split())}" for child, why in left_out.items()))
+        parts.append("\n".join(f"- {child}: {' '.join(why.split())}" for child, why in missing.items()))
     return "\n\n".join(parts) + "\n"
 
 
-def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[str]) -> str:
+def _scores_table(results: Results, shown: str, rows: Sequence[Mapping], metrics: Sequence[str]) -> str:
     lines = []
     for groups in results.groups:
         for variant in results.variants:
@@ -67,7 +78,7 @@ def _scores_table(results: Results, rows: Sequence[Mapping], metrics: Sequence[s
                 if (row["limit_groups"], row["variant"]) == (groups, variant)
             }
             if cells:
-                seeds = ", ".join(sorted(results.seeds(variant, groups)))
+                seeds = ", ".join(sorted(results.seeds(variant, groups, shown)))
                 lines.append([variant, groups, seeds, *(cells.get(metric, "-") for metric in metrics)])
     return markdown_table(["variant", "training groups", "seeds", *(metric_of(name).arrow for name in metrics)], lines)
 

@@ -49,7 +49,10 @@ def record_metrics(bundle_root: str | os.PathLike, metrics: str | os.PathLike) -
 
 
 def eval_metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """For each domain of an evaluation: number of images and of undefined ones, mean and deviation of each metric."""
+    """
+    For each domain of an evaluation: number of images and of undefined ones, mean and deviation of each metric; without
+    those that no image has, such as shares of nuclei where there are none.
+    """
     return {
         name: {
             "images": summary["images"],
@@ -57,6 +60,7 @@ def eval_metrics(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             **{
                 f"{entry.name}_{part}": round(summary[entry.name][part], entry.decimals)
                 for entry in _COLUMNS
+                if entry.name in summary
                 for part in ("mean", "std")
             },
         }
@@ -70,6 +74,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     for name, values in metrics.items():
         cells = [
             f"{entry.text(values[f'{entry.name}_mean'])} ± {entry.text(values[f'{entry.name}_std'])}"
+            if f"{entry.name}_mean" in values
+            else "-"
             for entry in _COLUMNS
         ]
         rows.append([f"`{name}`", str(values["images"]), *cells, str(values["undefined"])])
