@@ -12,6 +12,7 @@ from scripts.errors import DataError, root_cause
 from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.comparison import Comparison, compare_pairs, summarise_variants
 from scripts.experiments.experiment import Experiment
+from scripts.experiments.left_out import left_out_markdown, summarise_left_out
 from scripts.experiments.plan import Child
 from scripts.experiments.plots import plot_differences, plot_low_data, plot_scores
 from scripts.experiments.results import Result, Results
@@ -157,6 +158,74 @@ def test_a_star_needs_images_seeds_and_a_difference_beyond_the_spread_of_seeds(i
     text = comparison_markdown("tnbc", "testing", "tnbc", results, *tables, {}, Bootstrap(10))
     assert ("+0.200 [+0.200, +0.200]*" in text) == starred
     assert "at least 10 images and 3 seeds" in text
+
+
+# --- domains left out
+
+
+def without(domain, variant, seed, dice, merged, missed, touching=10):
+    rows = [
+        {"file": f"{domain}{n}.png", "domain": domain, "dice": str(x), "aji": str(x / 2), "pq": "0.25"}
+        for n, x in enumerate(dice)
+    ]
+    fates = {
+        "touching": {"nuclei": touching, "merged": merged} if touching else {"nuclei": 0},
+        "by_contrast": [{"nuclei": 4, "missed": missed, "mostly missed": 0.25}, *[{"nuclei": 4}] * 4],
+    }
+    return Result(f"{variant}_without_{domain}_seed{seed}", variant, "all", str(seed), rows, domain, fates)
+
+
+def test_domains_left_out_are_one_table_with_the_mean_over_them():
+    runs = [
+        without("tnbc", "joint", 0, [0.5, 0.7], 0.4, 0.5), without("tnbc", "joint", 1, [0.7, 0.9], 0.2, 0.25),
+        without("white", "joint", 0, [0.8], 0, 0.25, touching=0), without("white", "joint", 1, [0.9], 0, 0, touching=0),
+        without("tnbc", "hv", 0, [0.6, 0.8], 0.1, 0.25),
+    ]  # fmt: skip
+    rows = summarise_left_out(Results(runs))
+    found = {(row["left_out"], row["variant"], row["metric"]): row for row in rows}
+    tnbc = found["tnbc", "joint", "dice"]
+    assert tnbc["mean"] == pytest.approx(0.7) and tnbc["std_seeds"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert found["tnbc", "joint", "touching_merged"]["mean"] == pytest.approx(0.3)
+    assert found["tnbc", "joint", "palest_missed"]["mean"] == pytest.approx(0.625), "missed and mostly missed"
+    assert ("white", "joint", "touching_merged") not in found, "no nuclei touch there"
+    over_all = found["mean over all", "joint", "dice"]
+    assert over_all["mean"] == pytest.approx(0.775) and over_all["std_seeds"] == pytest.approx(
+        np.std([0.7, 0.85], ddof=1)
+    )
+    assert "std_seeds" not in found["tnbc", "hv", "dice"], "one seed has no spread"
+    assert ("mean over all", "hv", "dice") not in found, "it does not have all domains yet"
+    text = left_out_markdown(rows)
+    assert "| left out | variant | training groups | seeds | dice ↑ | aji ↑ | pq ↑ | touching_merged ↓ | palest" in text
+    assert "| tnbc | joint | all | 2 | 0.700 ± 0.141 | 0.350 ± 0.071 | 0.250 ± 0.000 | 0.300 ± 0.141 | 0.625 ±" in text
+    assert text.index("| tnbc | hv") < text.index("| white |") < text.index("| mean over all | joint |")
+    assert summarise_left_out(Results([result("joint", 0, [1])])) == []
+
+
+def test_a_variant_is_compared_on_each_domain_by_the_runs_that_left_it_out():
+    runs = [without(d, v, 0, [x, x], 0, 0) for d in ("tnbc", "white") for v, x in (("joint", 0.5), ("hv", 0.75))]
+    differences = {row["domain"]: row["difference"] for row in compare_pairs(Results(runs), ["dice"], Bootstrap())}
+    assert differences == {"tnbc": 0.25, "white": 0.25}
+    with pytest.raises(DataError, match="hv_without_tnbc_seed1: it lacks images of tnbc that joint_without_tnbc_seed0"):
+        Results([*runs, without("tnbc", "hv", 1, [0.5], 0, 0)])
+
+
+def test_an_experiment_that_leaves_out_domains_is_compared_from_its_store(tmp_path):
+    uri, images = f"sqlite:///{tmp_path / 'mlruns.db'}", {"tnbc": IMAGES[:3], "white": IMAGES[:2]}
+    children = [Child(v, "joint", seed, left_out=d) for seed in (0, 1) for d in images for v in ("joint", "ama")]
+    fates = without("tnbc", "joint", 0, [0.5], 0.4, 0.5).fates
+    run_experiment(uri, tmp_path, "unseen", children, images=images, score=score, fates=lambda settings: fates)
+    store = ExperimentStore(uri, "ama_sam_experiments", None)
+    Comparison(store, "testing", ["dice", "missed"], None, tmp_path, Bootstrap()).run()
+    folder = tmp_path / "unseen" / "comparison_testing"
+    with (folder / "left_out.csv").open(newline="") as file:
+        rows = {(r["left_out"], r["variant"], r["metric"]): r for r in csv.DictReader(file)}
+    row = rows["white", "ama", "dice"]
+    assert float(row["mean"]) == pytest.approx(0.445) and row["seeds"] == "2"
+    assert float(rows["mean over all", "joint", "touching_merged"]["mean"]) == pytest.approx(0.4)
+    text = (folder / "comparison.md").read_text()
+    assert text.index("| mean over all | ama |") < text.index("## tnbc, 3 images") < text.index("## white, 2 images")
+    kept = {a.path for a in store.client.list_artifacts(store.find_parent().info.run_id, "comparison/testing")}
+    assert "comparison/testing/left_out.csv" in kept
 
 
 # --- pictures

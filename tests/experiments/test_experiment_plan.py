@@ -6,9 +6,10 @@ import json
 import sys
 
 import pytest
+from fakes import domains_named
 from monai.bundle import ConfigParser
 from scripts.errors import DataError
-from scripts.experiments.plan import plan_children
+from scripts.experiments.plan import Child, plan_children
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.networks.domain_adversary import MODES
 from scripts.setup_run import unknown_keys
@@ -38,6 +39,30 @@ def test_numbers_are_taken_as_the_command_line_gives_them(seeds, groups, expecte
     assert [(child.seed, child.limit_groups) for child in children] == expected
 
 
+def test_each_domain_is_left_out_with_every_seed_and_variant():
+    variants = [{"name": "joint", "mode": "joint"}, {"name": "ama", "mode": "ama"}]
+    children = plan_children(variants, [0, 1], 2, leave_out="all", domains=["tnbc", "mine"])
+    assert [child.name for child in children[:4]] == [
+        "joint_without_tnbc_groups2_seed0", "ama_without_tnbc_groups2_seed0",
+        "joint_without_mine_groups2_seed0", "ama_without_mine_groups2_seed0",
+    ]  # fmt: skip
+    assert len(children) == 8 and children[2].tags["left_out"] == "mine"
+    named = plan_children(variants, 0, leave_out="mine,mine", domains=["tnbc", "mine"])
+    assert [child.left_out for child in named] == ["mine", "mine"]
+
+
+def test_without_a_domain_the_first_of_the_others_is_the_primary():
+    domains = domains_named("tnbc", "mine", "white")
+
+    def split(left_out):
+        training, evaluated = Child("joint", "joint", 0, left_out=left_out).domains(domains)
+        return [[(d["name"], d["role"]) for d in part] for part in (training, evaluated)]
+
+    assert split("tnbc") == [[("mine", "primary"), ("white", "auxiliary")], [("tnbc", "primary")]]
+    assert split("white") == [[("tnbc", "primary"), ("mine", "auxiliary")], [("white", "primary")]]
+    assert Child("joint", "joint", 0).domains(domains) == (domains, domains)
+
+
 @pytest.mark.parametrize(
     "variant, arguments, message",
     [
@@ -48,6 +73,8 @@ def test_numbers_are_taken_as_the_command_line_gives_them(seeds, groups, expecte
         ({"name": "a", "mode": "ama"}, {"seeds": "x"}, "seeds: 'x'"),
         ({"name": "a", "mode": "ama"}, {"seeds": []}, "seeds: it is empty"),
         ({"name": "a", "mode": "ama"}, {"limit_groups": 0}, "limit_groups: 0"),
+        ({"name": "a", "mode": "ama"}, {"leave_out": "x", "domains": ["y", "z"]}, "no domain 'x'. There are y, z"),
+        ({"name": "a", "mode": "ama"}, {"leave_out": "all", "domains": ["y"]}, "leave_out: .* it takes two"),
     ],
 )
 def test_plans_that_cannot_be_run_are_told(variant, arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from scripts.errors import DataError
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child
 from scripts.experiments.verbs import BundleVerb
+from scripts.networks.model_info import model_info
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 from scripts.training.checkpoints import read_checkpoint
@@ -32,14 +34,16 @@ def uri(tmp_path_factory):
 def make(uri, request, tmp_path):
     """An experiment of this test's own, whose verbs are fakes that take no time."""
 
-    def make(children=(JOINT, AMA), split="testing", training=None, evaluating=None, name="tnbc", jobs=1) -> Experiment:
+    def make(
+        children=(JOINT, AMA), split="testing", training=None, evaluating=None, name="tnbc", jobs=1, domains=("tnbc",)
+    ) -> Experiment:
         return Experiment(
             store=ExperimentStore(uri, request.node.name, name),
             children=children,
             training=training or FakeVerb("training"),
             evaluating=evaluating or FakeVerb("evaluating"),
             split=split,
-            domains=domains_named("tnbc"),
+            domains=domains_named(*domains),
             output_dir=tmp_path / name,
             jobs=jobs,
         )
@@ -235,6 +239,32 @@ def test_another_split_evaluates_the_same_models(make):
         make(split="test")
 
 
+def test_a_domain_left_out_is_not_trained_on_and_alone_evaluated(make, capsys):
+    names = ("tnbc", "mine", "white")
+    children = [Child("joint", "joint", 0, left_out=name) for name in ("tnbc", "white")]
+    images = {name: ["a"] for name in names}
+    first = make(children, evaluating=FakeVerb("evaluating", images=images), domains=names)
+    first.run()
+    trained = {
+        s["run_name"]: ([d["name"] for d in s["domains"]], s["primary"], s["auxiliary"]) for s in first.training.calls
+    }
+    assert trained == {
+        "joint_without_tnbc_seed0": (["mine", "white"], "mine", ["white"]),
+        "joint_without_white_seed0": (["tnbc", "mine"], "tnbc", ["mine"]),
+    }
+    evaluated = [([d["name"] for d in s["domains"]], s["primary"], s["auxiliary"]) for s in first.evaluating.calls]
+    assert evaluated == [(["tnbc"], "tnbc", []), (["white"], "white", [])]
+    tags = runs_of(first)["joint_without_tnbc_seed0"].data.tags
+    assert {"left_out": "tnbc", "primary": "mine", "variant": "joint"}.items() <= tags.items()
+    assert "joint_without_white_seed0: white Dice 0.500" in capsys.readouterr().out
+
+    again = make([*children, Child("joint", "joint", 0, left_out="mine")], domains=names, evaluating=first.evaluating)
+    again.run()
+    assert [s["run_name"] for s in again.training.calls] == ["joint_without_mine_seed0"], "the others are finished"
+    with pytest.raises(DataError, match="the experiment 'tnbc' leaves out domains"):
+        make([JOINT], domains=names).run()
+
+
 def test_a_run_that_is_given_is_neither_renamed_nor_closed(uri):
     """What training and evaluation add to their child run, and what they leave alone."""
     store = ExperimentStore(uri, "e", "p")
@@ -300,6 +330,30 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
     assert float(row["mean"]) == pytest.approx(good.data.metrics["synthetic_pink_dice"])
     assert (row["variant"], row["limit_groups"], row["std_seeds"]) == ("unet", "1", "")
     assert "broken_groups1_seed5" in (Path(folder) / "comparison.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_real_child_without_a_domain_is_in_the_table_of_those_left_out(bundle_root, synthetic, encoder, tmp_path):
+    tiny = {"crop_size": 64, "window_size": 128, "cache_variants": 1, "batch_size": 4, "val_interval": 1}
+    overrides = {
+        "dataset_dir": str(synthetic), "output_dir": str(tmp_path), "auxiliary": "synthetic_dark",
+        "backbone": "vit_test", "backbone_weights": str(encoder[1]), "max_epochs": 1, "batches_per_epoch": 2,
+        "seeds": 5, "only": "joint", "leave_out": "synthetic_pink", "split": "validation",
+        **{f"training::settings::{k}": v for k, v in tiny.items()},
+    }  # fmt: skip
+    open_verb(bundle_root, "experiment", None, **overrides).run()
+    folder = tmp_path / "leave_one_out"
+    model = model_info(folder / "joint_without_synthetic_pink_seed5" / "model.pt")
+    assert [domain["name"] for domain in model.domains] == ["synthetic_dark"]
+    options = {"split": "validation", "run_id": "comparing"}
+    open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path), **options).run()
+    with (folder / "comparison_validation" / "left_out.csv").open(newline="") as file:
+        rows = {(row["left_out"], row["metric"]): float(row["mean"]) for row in csv.DictReader(file)}
+    evaluated = json.loads((folder / "joint_without_synthetic_pink_seed5" / "validation" / "metrics.json").read_text())
+    assert evaluated["domains"].keys() == {"synthetic_pink"}
+    dice = evaluated["domains"]["synthetic_pink"]["dice"]["mean"]
+    assert rows["synthetic_pink", "dice"] == rows["mean over all", "dice"] == pytest.approx(dice)
+    assert 0 <= rows["synthetic_pink", "palest_missed"] <= 1
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "model.pt"])

@@ -215,7 +215,8 @@ class FakeVerb(BundleVerb):
             if domain in (settings["primary"], *settings["auxiliary"])
             for image in images
         ]
-        write_table(folder / "metrics.csv", [{**row, "hd95_px": 10 * (1 - row["dice"])} for row in rows])
+        worse = [{"aji": row["dice"] / 2, "pq": row["dice"] / 2, "hd95_px": 10 * (1 - row["dice"])} for row in rows]
+        write_table(folder / "metrics.csv", [{**row, **other} for row, other in zip(rows, worse)])
         client.log_metric(run_id, f"{settings['primary']}_dice", sum(row["dice"] for row in rows) / len(rows))
         client.log_artifact(run_id, str(folder / "metrics.csv"))
         if self.fates is not None:

@@ -39,9 +39,9 @@ def comparison_markdown(
     if left_out:
         parts.append("## Domains left out")
         parts.append(
-            "Each trained without that domain and evaluated on it; mean ± standard deviation over seeds. touching_merged: "
-            "share of its nuclei that touch another; palest_missed: share of the fifth of them with the least contrast, "
-            "missed or mostly missed."
+            "Each trained without that domain and evaluated on it; mean ± standard deviation over seeds. "
+            "touching_merged: share of its nuclei that touch another; palest_missed: share of the fifth of its nuclei "
+            "with the least contrast, missed or mostly missed."
         )
         parts.append(left_out_markdown(left_out))
     parts.append(
