@@ -338,18 +338,18 @@ def test_a_real_child_without_a_domain_is_in_the_table_of_those_left_out(bundle_
     overrides = {
         "dataset_dir": str(synthetic), "output_dir": str(tmp_path), "auxiliary": "synthetic_dark",
         "backbone": "vit_test", "backbone_weights": str(encoder[1]), "max_epochs": 1, "batches_per_epoch": 2,
-        "seeds": 5, "only": "joint", "leave_out": "synthetic_pink", "split": "validation",
+        "seeds": 5, "only": "single", "leave_out": "synthetic_pink", "split": "validation",
         **{f"training::settings::{k}": v for k, v in tiny.items()},
     }  # fmt: skip
     open_verb(bundle_root, "experiment", None, **overrides).run()
     folder = tmp_path / "leave_one_out"
-    model = model_info(folder / "joint_without_synthetic_pink_seed5" / "model.pt")
+    model = model_info(folder / "single_without_synthetic_pink_seed5" / "model.pt")
     assert [domain["name"] for domain in model.domains] == ["synthetic_dark"]
     options = {"split": "validation", "run_id": "comparing"}
     open_verb(bundle_root, "experiment", None, output_dir=str(tmp_path), **options).run()
     with (folder / "comparison_validation" / "left_out.csv").open(newline="") as file:
         rows = {(row["left_out"], row["metric"]): float(row["mean"]) for row in csv.DictReader(file)}
-    evaluated = json.loads((folder / "joint_without_synthetic_pink_seed5" / "validation" / "metrics.json").read_text())
+    evaluated = json.loads((folder / "single_without_synthetic_pink_seed5" / "validation" / "metrics.json").read_text())
     assert evaluated["domains"].keys() == {"synthetic_pink"}
     dice = evaluated["domains"]["synthetic_pink"]["dice"]["mean"]
     assert rows["synthetic_pink", "dice"] == rows["mean over all", "dice"] == pytest.approx(dice)
