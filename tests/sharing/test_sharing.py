@@ -110,12 +110,15 @@ def test_the_model_card_shows_the_metrics_of_the_metadata(bundle_root, metadata)
 def test_recording_puts_an_evaluation_into_metadata_and_model_card(bundle_root, tmp_path):
     summary = {"images": 2, "undefined": 0}
     summary |= {metric: {"mean": 0.5, "std": 0.25, "n": 2} for metric, about in METRICS.items() if about.title}
-    (tmp_path / "metrics.json").write_text(json.dumps({"domains": {"mine": summary}}))
+    without_nuclei = {metric: value for metric, value in summary.items() if metric not in ("merged", "missed")}
+    domains = {"mine": summary, "empty": without_nuclei}
+    (tmp_path / "metrics.json").write_text(json.dumps({"domains": domains}))
     for name in ("configs/metadata.json", "docs/README.md"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text((bundle_root / name).read_text(encoding="utf-8"), encoding="utf-8")
     record_metrics(tmp_path, tmp_path / "metrics.json")
     card = (tmp_path / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "| 0.500 ± 0.250 | 0.500 ± 0.250 | 0 |\n| `empty` | 2 |" in card and "| - | - | 0 |" in card
     assert "| `mine` | 2 | 0.500 ± 0.250 |" in card and "| `tnbc` | 13 |" not in card
     written = (tmp_path / "configs" / "metadata.json").read_text(encoding="utf-8")
     assert json.loads(written)["eval_metrics"]["mine"]["dice_mean"] == 0.5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -20,29 +21,27 @@ def summarise_left_out(results: Results) -> list[dict]:
     One row for each number of groups, domain left out, variant and figure: ``mean`` and sample standard deviation
     ``std_seeds`` over seeds, absent where there is one. Dice, AJI and PQ of a run are means over images, the two others
     shares of all nuclei of the domain (those that touch another; the fifth with the least contrast). The domain
-    :data:`MEAN` is the mean over all of them, of those seeds that have all.
+    :data:`MEAN` is the mean over all of them (that have such nuclei), of those seeds that have all.
     """
     runs = [result for result in results.results if result.left_out is not None]
     if not runs:
         return []
-    about = ["limit_groups", "left_out", "variant", "seed"]
-    table = pd.DataFrame([dict(zip(about, (r.groups, r.left_out, r.variant, r.seed))) | _figures(r) for r in runs])
-    whole = table.groupby(["limit_groups", "variant", "seed"]).filter(
-        lambda seed: len(seed) == table["left_out"].nunique()
-    )
-    if len(whole):
-        means = whole.groupby(["limit_groups", "variant", "seed"], sort=False)[_FIGURES].mean().reset_index()
-        table = pd.concat([table, means.assign(left_out=MEAN)])
-    long = table.melt(about, _FIGURES, "metric").dropna(subset="value")
-    long["metric"] = pd.Categorical(long["metric"], _FIGURES)  # in this order
-    for column, order in (
-        ("limit_groups", results.groups),
-        ("left_out", [*sorted({r.left_out for r in runs}), MEAN]),
-        ("variant", results.variants),
-    ):
-        long[column] = pd.Categorical(long[column], order)
-    summary = long.groupby([*about[:3], "metric"], observed=True)["value"].agg(["mean", "std", "count"])
-    rows = summary.rename(columns={"std": "std_seeds", "count": "seeds"}).reset_index().to_dict("records")
+    run = ["limit_groups", "variant", "seed"]
+    named = [dict(zip([*run, "left_out"], (r.groups, r.variant, r.seed, r.left_out))) for r in runs]
+    table = pd.DataFrame([name | _figures(result) for name, result in zip(named, runs)])
+    whole = table.groupby(run).filter(lambda seed: len(seed) == table["left_out"].nunique())
+    means = whole.groupby(run)[_FIGURES].mean().reset_index().assign(left_out=MEAN)
+    long = pd.concat([table, means]).melt([*run, "left_out"], _FIGURES, "metric").dropna(subset="value")
+    order = {
+        "limit_groups": results.groups,
+        "left_out": [*results.images, MEAN],
+        "variant": results.variants,
+        "metric": _FIGURES,
+    }
+    for column, names in order.items():
+        long[column] = pd.Categorical(long[column], names)
+    summary = long.groupby(list(order), observed=True)["value"].agg(mean="mean", std_seeds="std", seeds="count")
+    rows = summary.reset_index().to_dict("records")
     return [{key: value for key, value in row.items() if not pd.isna(value)} for row in rows]
 
 
@@ -60,12 +59,12 @@ def left_out_markdown(rows: Sequence[Mapping]) -> str:
     )
 
 
-def _figures(result: Result) -> dict[str, float | None]:
-    """Of one run, on the domain left out; None where there are no such nuclei."""
+def _figures(result: Result) -> dict[str, float]:
+    """Of one run, on the domain left out; NaN where there are no such nuclei."""
     found = {name: sum(float(row[name]) for row in result.rows) / len(result.rows) for name in ("dice", "aji", "pq")}
     touching, palest = result.fates["touching"], result.fates["by_contrast"][0]
     return {
         **found,
-        "touching_merged": touching["merged"] if touching["nuclei"] else None,
-        "palest_missed": palest["missed"] + palest["mostly missed"] if palest["nuclei"] else None,
+        "touching_merged": touching["merged"] if touching["nuclei"] else math.nan,
+        "palest_missed": palest["missed"] + palest["mostly missed"] if palest["nuclei"] else math.nan,
     }

@@ -10,7 +10,7 @@ from typing import Any
 from scripts.errors import DataError
 from scripts.files import atomic_path, read_json
 from scripts.markdown import markdown_table
-from scripts.nuclei.metric_table import METRICS
+from scripts.nuclei.metric_table import METRICS, Metric
 
 __all__ = ["eval_metrics", "metrics_table", "record_metrics"]
 
@@ -72,11 +72,12 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
     """The Markdown table of :func:`eval_metrics`, one line for each domain."""
     rows = []
     for name, values in metrics.items():
-        cells = [
-            f"{entry.text(values[f'{entry.name}_mean'])} ± {entry.text(values[f'{entry.name}_std'])}"
-            if f"{entry.name}_mean" in values
-            else "-"
-            for entry in _COLUMNS
-        ]
+        cells = [_cell(entry, values) for entry in _COLUMNS]
         rows.append([f"`{name}`", str(values["images"]), *cells, str(values["undefined"])])
     return markdown_table(["test part", "images", *(entry.title for entry in _COLUMNS), "undefined"], rows) + "\n"
+
+
+def _cell(entry: Metric, values: Mapping[str, float]) -> str:
+    if f"{entry.name}_mean" not in values:
+        return "-"
+    return f"{entry.text(values[f'{entry.name}_mean'])} ± {entry.text(values[f'{entry.name}_std'])}"
