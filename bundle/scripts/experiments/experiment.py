@@ -75,7 +75,8 @@ class Experiment:
         Run what is not finished.
 
         Raises:
-            DataError: before anything runs, when a finished child was made with other settings.
+            DataError: before anything runs, when a finished child was made with other settings, or those of the parent
+            leave out domains and these do not, or the other way round.
             SystemExit: at the end, when children failed.
         """
         parent = self.store.open_parent({"primary": self.domains[0]["name"]})
@@ -102,12 +103,13 @@ class Experiment:
 
     def _todo(self, recorded: Sequence[Run]) -> list[tuple[Child, Run | None]]:
         """The children that are not finished, each with its unfinished run to go on with, if there is one."""
+        kinds = {run.data.tags.get(LEFT_OUT) is None for run in recorded}
+        if kinds - {child.left_out is None for child in self.children}:
+            what = "leaves out no domain" if True in kinds else "leaves out domains"
+            raise DataError("name", f"the experiment '{self.store.name}' {what}", "Give this one another --name")
         todo = []
         for child in self.children:
             settings = self._settings(child)
-            if any((LEFT_OUT in run.data.tags) != (child.left_out is not None) for run in recorded):
-                what = "leaves out no domain" if child.left_out else "leaves out domains"
-                raise DataError("name", f"the experiment '{self.store.name}' {what}", "Give this one another --name")
             runs = [run for run in recorded if child.tags.items() <= run.data.tags.items()]
             here = [run for run in runs if run.data.tags["split"] == self.split]
             for run in runs:
