@@ -76,7 +76,7 @@ class Experiment:
 
         Raises:
             DataError: before anything runs, when a finished child was made with other settings, or those of the parent
-            leave out domains and these do not, or the other way round.
+                leave out domains and these do not, or the other way round.
             SystemExit: at the end, when children failed.
         """
         parent = self.store.open_parent({"primary": self.domains[0]["name"]})
