@@ -155,7 +155,7 @@ def test_a_star_needs_images_seeds_and_a_difference_beyond_the_spread_of_seeds(i
     ]
     results = Results(runs)
     tables = [rows(results, ["dice"], Bootstrap()) for rows in (summarise_variants, compare_pairs)]
-    text = comparison_markdown("tnbc", "testing", "tnbc", results, *tables, {}, Bootstrap(10))
+    text = comparison_markdown("tnbc", "testing", "tnbc", results, *tables, [], {}, Bootstrap(10))
     assert ("+0.200 [+0.200, +0.200]*" in text) == starred
     assert "at least 10 images and 3 seeds" in text
 
