@@ -92,6 +92,15 @@ def test_small_images_are_reflected(prob):
         assert len(np.unique(item["label"])) > 400, "the whole image is shown"
 
 
+def test_shrunk_crops_average_instead_of_skipping_pixels():
+    # columns of black and white in turns: a pixel of half the size is grey, whatever pair it lies on
+    image = torch.tensor([0.0, 255.0]).repeat(100).expand(3, 200, 200)
+    item = {"image": MetaTensor(image.clone()), "label": MetaTensor(torch.ones(1, 200, 200, dtype=torch.int32))}
+    crop = RandCropAffined(crop_size=64, prob=1.0, scale=(0.5, 0.5)).set_random_state(4)
+    contrasts = [crop(item)["image"].std() for _ in range(20)]
+    assert np.median(contrasts) < 30, "of 127 that are there"
+
+
 def test_crop_arguments():
     with pytest.raises(ValueError, match="mode"):
         RandCropAffined(keys=("image", "label"), mode=("bilinear",))
@@ -125,6 +134,15 @@ def test_stain_change_stays_in_range_and_keeps_white_nearly_white():
     assert results.min() >= 0 and results.max() <= 255 and torch.isfinite(results).all()
     assert results[:, :, 4:8].min() > 235
     assert results[:, :, 8:].std(0).mean() > 5, "colours do change"
+
+
+def test_fading_multiplies_the_optical_density():
+    image = torch.linspace(10, 250, 48).reshape(3, 4, 4)
+    faded = RandStaind(prob=1.0, scale=0, shift=0, tint=0, fading=(0.5, 0.5)).set_random_state(0)({"image": image})
+    density, new = (-torch.log((x + 1) / 256) for x in (image, faded["image"]))
+    torch.testing.assert_close(new, density / 2, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="fading"):
+        RandStaind(fading=(1.2, 0.8))
 
 
 def test_without_luck_nothing_changes():

@@ -12,6 +12,8 @@ from skimage.color import hed_from_rgb, rgb_from_hed
 
 __all__ = ["RandBlurd", "RandCropAffined", "RandStaind"]
 
+SHRINKS = 1.4  # image pixels in a row that one pixel of a crop covers; above, it is the mean of four samples
+
 
 class RandStaind(RandomizableTransform, MapTransform):
     """
@@ -22,7 +24,8 @@ class RandStaind(RandomizableTransform, MapTransform):
     ``amount * U(1 - scale, 1 + scale) + U(-shift, shift)``, and the result is mixed again, after Tellez et al. (2018),
     doi:10.1109/TMI.2018.2820199. The third, residual stain is left alone: changing it gives browns and greens that
     H&E does not have. ``tint`` also scales the optical density of R, G and B by ``U(1 - tint, 1 + tint)``, as other
-    stain batches and scanners do. All of this is linear in optical density, hence one 3x3 matrix.
+    stain batches and scanners do. ``fading`` multiplies the whole optical density, as thin sections and faded slides
+    do. All of this is linear in optical density, hence one 3x3 matrix.
 
     Args:
         keys: keys of images (3, H, W), float in [0, 255]; all of an item get the same change.
@@ -30,6 +33,7 @@ class RandStaind(RandomizableTransform, MapTransform):
         scale: greatest relative change of a stain's amount.
         shift: greatest added amount, in units of optical density (natural logarithm).
         tint: greatest relative change of the optical density of a colour.
+        fading: least and greatest factor of the optical density, drawn log-uniformly.
     """
 
     version = 1
@@ -41,10 +45,13 @@ class RandStaind(RandomizableTransform, MapTransform):
         scale: float = 0.3,
         shift: float = 0.03,
         tint: float = 0.05,
+        fading: Sequence[float] = (1.0, 1.0),
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
-        self.scale, self.shift, self.tint = scale, shift, tint
+        if not 0 < fading[0] <= fading[1]:
+            raise ValueError(f"fading must be two positive factors in order, got {tuple(fading)}.")
+        self.scale, self.shift, self.tint, self.fading = scale, shift, tint, tuple(fading)
         self._unmix, self._mix = np.asarray(hed_from_rgb), np.asarray(rgb_from_hed)
         self._matrix, self._offset = np.eye(3), np.zeros(3)
 
@@ -53,7 +60,8 @@ class RandStaind(RandomizableTransform, MapTransform):
         factors = np.append(1 + self.R.uniform(-self.scale, self.scale, 2), 1)
         shifts = np.append(self.R.uniform(-self.shift, self.shift, 2), 0)
         tint = 1 + self.R.uniform(-self.tint, self.tint, 3)
-        self._matrix = self._unmix @ np.diag(factors) @ self._mix * tint
+        fading = np.exp(self.R.uniform(*np.log(self.fading)))
+        self._matrix = self._unmix @ np.diag(factors) @ self._mix * tint * fading
         self._offset = shifts @ self._mix
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
@@ -120,7 +128,8 @@ class RandCropAffined(RandomizableTransform, MapTransform):
     ``prob`` it is also turned by up to 45 degrees either way, hence by any angle, and scaled. Only the pixels of the
     crop are computed, whatever the size of the image. Crops that are not turned or scaled freely copy pixels
     unchanged. The window lies inside the image where it can; beyond the border the image is reflected, or, with
-    ``smallest``, the crop gets smaller.
+    ``smallest``, the crop gets smaller. Images that shrink to .7 and below are averaged, so that they look like those
+    of a lower magnification.
 
     Args:
         keys: keys of images (C, H, W) and label maps (1, H, W) of the same H, W.
@@ -132,7 +141,7 @@ class RandCropAffined(RandomizableTransform, MapTransform):
             steps of 32 pixels, but not below this. By default every crop has ``crop_size``.
     """
 
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -186,23 +195,29 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         item = dict(data)
         height, width = item[self.keys[0]].shape[1:]
         self.randomize((height, width))
-        rows, columns = (torch.arange(side) - (side - 1) / 2 for side in self._size)
-        (a, b), (c, d) = self._matrix.tolist()
-        y = a * rows[:, None] + b * columns + float(self._centre[0])
-        x = c * rows[:, None] + d * columns + float(self._centre[1])
-        # grid_sample wants (x, y) with -1 and 1 at the outer edges of the outer pixels
-        grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)[None]
+        shrinks = np.sqrt(abs(np.linalg.det(self._matrix))) > SHRINKS
         for key, mode in zip(self.keys, self.mode, strict=True):
             source = convert_to_tensor(item[key])
+            parts = 2 if shrinks and mode == "bilinear" else 1
             crop = torch.nn.functional.grid_sample(
                 source[None].float(),  # exact for ids below 2**24
-                grid,
+                self._grid(height, width, parts),
                 mode=mode,
                 padding_mode="reflection",
                 align_corners=False,
-            )[0]
+            )
+            crop = torch.nn.functional.avg_pool2d(crop, parts)[0]
             item[key] = _like(crop.to(source.dtype), item[key])
         return item
+
+    def _grid(self, height: int, width: int, parts: int) -> torch.Tensor:
+        """Where the crop's pixels lie, each divided into ``parts`` x ``parts``, as ``grid_sample`` wants it."""
+        rows, columns = ((torch.arange(parts * side) + 0.5) / parts - side / 2 for side in self._size)
+        (a, b), (c, d) = self._matrix.tolist()
+        y = a * rows[:, None] + b * columns + float(self._centre[0])
+        x = c * rows[:, None] + d * columns + float(self._centre[1])
+        # (x, y) with -1 and 1 at the outer edges of the outer pixels
+        return torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)[None]
 
 
 def _like(result: torch.Tensor, source: object) -> torch.Tensor:

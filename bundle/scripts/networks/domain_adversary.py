@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
+from scripts.networks.style import StyleJitter
 from torch import nn
 
 __all__ = [
@@ -195,12 +196,14 @@ class AdversarialModel(nn.Module):
     Args:
         network: an ``AMASAM``.
         adversary: None trains without any, as mode "single" does.
+        style_jitter: probability that features are given another style, see :class:`StyleJitter`.
     """
 
-    def __init__(self, network: nn.Module, adversary: DomainAdversary | None = None) -> None:
+    def __init__(self, network: nn.Module, adversary: DomainAdversary | None = None, style_jitter: float = 0.0) -> None:
         super().__init__()
         self.network = network
         self.adversary = adversary
+        self.style = StyleJitter(style_jitter)
 
     def forward(
         self,
@@ -221,7 +224,8 @@ class AdversarialModel(nn.Module):
         """
         if features is None:
             features = self.network.image_encoder(image)
-        logits, aligned = self.network.decoder([feature.to(image.dtype) for feature in features], image)
+        features, image = self.style([feature.to(image.dtype) for feature in features], image)
+        logits, aligned = self.network.decoder(features, image)
         if self.adversary is None:
             return logits, aligned, None, None
         loss, judged = self.adversary(aligned, domain, foreground)

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["fitting_factor"]
+__all__ = ["enlarging_factor", "fitting_factor"]
 
 ENOUGH_NUCLEI = 20  # of fewer the median says little
 # times the area that the model knows. Of 30 unseen MoNuSeg tiles at the right scale 2 lie outside, of the same tiles
 # at half the scale three of four: see docs/instances.md
 USUAL_AREA = (0.5, 2.0)
+# below this share of that area an image is segmented better when enlarged, by at most so much: see docs/experiments.md
+SMALL_AREA, LARGEST_FACTOR = 0.65, 2.0
 
 
 def fitting_factor(instances: np.ndarray, known_area: Mapping[str, float] | None) -> float | None:
@@ -25,10 +27,32 @@ def fitting_factor(instances: np.ndarray, known_area: Mapping[str, float] | None
         the factor of each side, 2 for a 20x image where the model knows 40x; None where the median area is usual, or
         there are too few nuclei to tell.
     """
+    ratio = _median_area(instances, known_area)
+    return None if ratio is None or USUAL_AREA[0] <= ratio <= USUAL_AREA[1] else 1 / math.sqrt(ratio)
+
+
+def enlarging_factor(instances: np.ndarray, known_area: Mapping[str, float] | None) -> float | None:
+    """
+    By how much to enlarge an image of unknown pixel size before it is segmented.
+
+    Unlike :func:`fitting_factor`, which tells that something is unusual, this is acted on: nuclei that look large are
+    left alone, and the factor is bounded.
+
+    Args:
+        instances, known_area: as there.
+
+    Returns:
+        the factor of each side, above 1; None where nuclei are large enough, or too few to tell.
+    """
+    ratio = _median_area(instances, known_area)
+    return None if ratio is None or ratio >= SMALL_AREA else min(1 / math.sqrt(ratio), LARGEST_FACTOR)
+
+
+def _median_area(instances: np.ndarray, known_area: Mapping[str, float] | None) -> float | None:
+    """Median area of nuclei, in units of what the model knows; None where that or the nuclei are too few to tell."""
     areas = np.bincount(instances.ravel())[1:]
     areas = areas[areas > 0]
     if not known_area or len(areas) < ENOUGH_NUCLEI:
         return None
     known = math.exp(float(np.mean(np.log(list(known_area.values())))))
-    ratio = float(np.median(areas)) / known
-    return None if USUAL_AREA[0] <= ratio <= USUAL_AREA[1] else 1 / math.sqrt(ratio)
+    return float(np.median(areas)) / known

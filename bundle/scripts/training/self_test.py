@@ -40,7 +40,8 @@ def gradient_self_test(
         return {}
     strength, cgrl.strength = cgrl.strength, 1.0
     try:
-        _, aligned, domain_loss, _ = model(image, domain, foreground, features)
+        with torch.random.fork_rng():  # a resumed run, which tests again, must draw what the first one drew
+            _, aligned, domain_loss, _ = model(image, domain, foreground, features)
         trainable = [p for p in model.network.parameters() if p.requires_grad]
         frozen = [n for n, p in model.network.image_encoder.named_parameters() if p.requires_grad]
         if frozen:
