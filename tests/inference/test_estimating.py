@@ -26,39 +26,43 @@ class Darkness(torch.nn.Module):
         return (128 - image[:, :1]) * self.scale
 
 
-def estimate(item, model=MODEL):
+def estimate(image, mpp=math.nan, model=MODEL):
+    """The item of an image that is read and brought to the model's pixel size, and how often it was."""
+    reads = []
+
+    def read(data):
+        reads.append(data)
+        meta = {"spatial_shape": np.array(image.shape[1:]), "mpp": data["mpp"], "mpp_from": "given"}
+        return ToTargetMppd(0.25, keys=["image"])({**data, "image": MetaTensor(image, meta=meta)})
+
     separate = LogitsToInstancesd(targets="foreground", min_area=4)
-    return EstimateMppd(Darkness().eval(), lambda image, network: network(image), separate, model)(item)
+    transform = EstimateMppd(read, Darkness().eval(), lambda image, network: network(image), separate, model)
+    return transform({"image": "a.png", "mpp": mpp}), len(reads)
 
 
-def squares(side, mpp=math.nan, count=36):
+def squares(side, count=36):
     tile = np.pad(np.zeros((side, side), np.float32), 4, constant_values=255)
-    row = np.concatenate([tile] * count, axis=1)
-    image = np.stack([row] * 3)
-    meta = {"spatial_shape": np.array(row.shape), "mpp": mpp, "mpp_from": "unknown" if math.isnan(mpp) else "given"}
-    return {"image": MetaTensor(image, meta=meta), "mpp": mpp}
+    return np.stack([np.concatenate([tile] * count, axis=1)] * 3)
 
 
 def test_small_nuclei_are_brought_to_the_size_that_the_model_knows():
-    item = estimate(squares(10))
-    assert item["mpp"] == item["image"].meta["mpp"] == pytest.approx(0.5)
-    assert item["image"].meta["mpp_from"] == "estimated"
-    seen = ToTargetMppd(0.25, keys=["image"])(item)
-    assert seen["image"].shape[1:] == (36, 2 * 18 * 36)
-    assert estimate(squares(4))["mpp"] == pytest.approx(0.5), "never more than twice"
+    item, reads = estimate(squares(10))
+    assert reads == 2 and item["image"].shape[1:] == (36, 2 * 18 * 36)
+    assert item["image"].meta["mpp_from"] == "estimated" and item["mpp"] == 0.25
+    assert estimate(squares(4))[0]["image"].shape[1] == 24, "never more than twice"
 
 
 @pytest.mark.parametrize("side, count", [(19, 36), (60, 36), (10, 12)])
 def test_nuclei_of_usual_size_or_larger_or_too_few_change_nothing(side, count):
-    item = squares(side, count=count)
-    assert estimate(item)["image"] is item["image"] and math.isnan(estimate(item)["mpp"])
+    item, reads = estimate(squares(side, count))
+    assert reads == 1 and item["image"].shape == squares(side, count).shape and math.isnan(item["mpp"])
 
 
 def test_a_known_pixel_size_is_not_doubted():
-    item = squares(10, mpp=0.25)
-    assert estimate(item)["image"] is item["image"] and item["image"].meta["mpp_from"] == "given"
+    item, reads = estimate(squares(10), mpp=0.25)
+    assert reads == 1 and item["image"].meta["mpp_from"] == "given"
 
 
 def test_a_model_that_does_not_know_its_nuclei_cannot_estimate():
     with pytest.raises(DataError, match="estimate"):
-        estimate(squares(10), ModelInfo(mpp=0.25))
+        estimate(squares(10), model=ModelInfo(mpp=0.25))

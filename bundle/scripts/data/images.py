@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-from scripts.data.pixel_size import PLAUSIBLE_MPP
+from scripts.data.pixel_size import PLAUSIBLE_MPP, number
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import walk_files
@@ -30,8 +30,8 @@ def list_images(
         DataError: there is no such folder, no image in it, or results would lie among the images.
     """
     root = Path(folder)
-    if mpp is not None and not PLAUSIBLE_MPP[0] <= float(mpp) <= PLAUSIBLE_MPP[1]:
-        hint = f"Give from {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}, or leave it out where it is unknown"
+    if mpp is not None and not PLAUSIBLE_MPP[0] <= (number(mpp) or 0) <= PLAUSIBLE_MPP[1]:
+        hint = f"Give from {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}, or leave it out where it is unknown, or estimate"
         raise DataError("mpp", f"{mpp} is no number of micrometres per pixel of tissue", hint)
     if root.is_file():
         return [{"image": str(root), "mpp": math.nan if mpp is None else float(mpp)}]
