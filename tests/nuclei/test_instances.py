@@ -15,6 +15,7 @@ from scipy.special import logit
 from scripts.errors import DataError
 from scripts.nuclei.instances import LogitsToInstancesd, logits_to_instances
 from scripts.nuclei.metrics import instance_scores
+from scripts.nuclei.targets import make_targets
 
 
 def ideal_logits(label: np.ndarray, channels: int = 2) -> np.ndarray:
@@ -159,8 +160,18 @@ def test_the_channel_behind_the_networks_own_is_the_spread():
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 2, 8, 8)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"logits must be \(2, H, W\) or \(1, H, W\), got"):
-        logits_to_instances(np.zeros(shape, np.float32))
+    with pytest.raises(ValueError, match=r"logits must be .*got"):
+        logits_to_instances(np.zeros(shape, np.float32), targets="distance")
+
+
+def test_channels_of_a_network_that_does_not_say_mean_what_so_many_usually_do():
+    """An export tells nothing."""
+    label = discs((30, 30, 10), (30, 49, 10))
+    for targets in ("foreground", "distance", "hv"):
+        logits = logit(np.clip(make_targets(label, targets), 1e-3, 1 - 1e-3))
+        np.testing.assert_array_equal(logits_to_instances(logits)[1], logits_to_instances(logits, targets=targets)[1])
+    with pytest.raises(ValueError, match="4 channels"):
+        logits_to_instances(np.zeros((4, 8, 8), np.float32))
 
 
 def test_time_grows_with_pixels_not_with_nuclei_times_pixels():

@@ -21,6 +21,7 @@ from scripts.data.encoding import EncodeFeatures
 from scripts.data.holding_out import training_span
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path
+from scripts.nuclei.targets import CHANNELS
 from scripts.owned import OwnFiles
 from tqdm import tqdm
 
@@ -211,7 +212,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
 
     def bytes_needed(self, windows: int) -> int:
         """Upper bound of the space that so many stored windows take."""
-        per_pixel = self._encode.bytes_per_pixel(target_channels=2)
+        per_pixel = self._encode.bytes_per_pixel(max(map(len, CHANNELS.values())))
         return windows * int(self.window_size**2 * per_pixel + 16_384)
 
     def _transform(self, index: int) -> dict:

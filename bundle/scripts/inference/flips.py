@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scripts.nuclei.targets import CHANNELS
+from scripts.nuclei.targets import CHANNELS, usual_targets
 from torch import nn
 
 __all__ = ["FLIPS", "flip_network"]
@@ -37,7 +37,7 @@ def flip_network(network: nn.Module, flips: str) -> Callable[[torch.Tensor], tor
     if flips == "none":
         return network
     if flips == "images":
-        targets = getattr(network, "targets", "distance")
+        targets = getattr(network, "targets", None)
         return lambda x: _mean_and_spread([_flipped_back(network(x.flip(dims)), dims, targets) for dims in VIEWS])
     if not (hasattr(network, "image_encoder") and hasattr(network, "decoder")):
         raise ValueError(f"{type(network).__name__} has no features to flip: use flips images, or none")
@@ -52,10 +52,10 @@ def flip_network(network: nn.Module, flips: str) -> Callable[[torch.Tensor], tor
     return forward
 
 
-def _flipped_back(logits: torch.Tensor, dims: tuple[int, ...], targets: str) -> torch.Tensor:
+def _flipped_back(logits: torch.Tensor, dims: tuple[int, ...], targets: str | None) -> torch.Tensor:
     """Logits of a flipped image as those of the image; what lay left of a nucleus' middle now lies right of it."""
     logits = logits.flip(dims)
-    for channel, name in enumerate(CHANNELS[targets]):
+    for channel, name in enumerate(CHANNELS[targets or usual_targets(logits.shape[1])]):
         if SIDES.get(name) in dims:
             logits[:, channel] = -logits[:, channel]
     return logits

@@ -10,7 +10,7 @@ from monai.utils import convert_to_dst_type
 from scripts.errors import DataError
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.separating import separate
-from scripts.nuclei.targets import channel_count
+from scripts.nuclei.targets import channel_count, usual_targets
 from skimage.measure import label as connected_components
 
 __all__ = ["LogitsToInstancesd", "logits_to_instances"]
@@ -24,7 +24,7 @@ def logits_to_instances(
     marker_depth: float = 0.1,
     min_area: float = 20,
     method: str = "watershed",
-    targets: str = "distance",
+    targets: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Turn a network's logits into a mask and its nuclei.
@@ -40,7 +40,7 @@ def logits_to_instances(
             more single ones. For ``distance``, on its scale of 0 at a nucleus' border and 1 at its centre.
         min_area: smaller nuclei are removed, in pixels.
         method: ``watershed``, or ``components`` to leave touching nuclei together.
-        targets: what the channels mean, a key of ``targets.CHANNELS``.
+        targets: what the channels mean, a key of ``targets.CHANNELS``; None what so many usually mean.
 
     Returns:
         mask (1, H, W) uint8 in {0, 1} and instances (1, H, W) int32 with ids 1..N; the mask is where instances are.
@@ -50,8 +50,11 @@ def logits_to_instances(
     """
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}")
+    if logits.ndim != 3:
+        raise ValueError(f"logits must be (C, H, W), got {tuple(logits.shape)}")
+    targets = targets or usual_targets(logits.shape[0])
     channels = channel_count(targets)
-    if logits.ndim != 3 or logits.shape[0] not in (1, channels):
+    if logits.shape[0] not in (1, channels):
         raise ValueError(f"logits must be ({channels}, H, W) or (1, H, W), got {tuple(logits.shape)}")
     probability = torch.as_tensor(logits).detach().float().sigmoid().cpu().numpy()
     foreground = probability[0] > threshold
@@ -89,7 +92,7 @@ class LogitsToInstancesd(MapTransform):
         min_area_um2: float | None = None,
         method: str = "watershed",
         with_spread: bool = False,
-        targets: str = "distance",
+        targets: str | None = None,
     ) -> None:
         super().__init__(keys)
         if not 0 < float(threshold) < 1:

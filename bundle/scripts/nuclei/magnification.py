@@ -12,7 +12,7 @@ ENOUGH_NUCLEI = 20  # of fewer the median says little
 # at half the scale three of four: see docs/instances.md
 USUAL_AREA = (0.5, 2.0)
 # below this share of that area an image is segmented better when enlarged, by at most so much: see docs/experiments.md
-SMALL_AREA, LARGEST_FACTOR = 0.65, 2.0
+SMALL_AREA, LARGEST_FACTOR = 0.8, 2.0
 
 
 def fitting_factor(instances: np.ndarray, known_area: Mapping[str, float] | None) -> float | None:

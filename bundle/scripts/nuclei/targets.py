@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 from scripts.errors import DataError
 
-__all__ = ["CHANNELS", "channel_count", "make_targets", "normalised_distance"]
+__all__ = ["CHANNELS", "channel_count", "make_targets", "normalised_distance", "usual_targets"]
 
 # what the network's channels mean, by the name of the targets it is taught. All values are in [0, 1], so every channel
 # is a logit
@@ -37,6 +37,19 @@ def channel_count(targets: str, given: int | None = None) -> int:
         hint = "Leave it out; --targets foreground has one channel"
         raise DataError("out_channels", f"it is {given}, but --targets {targets} has {count} channels", hint)
     return count
+
+
+def usual_targets(channels: int) -> str:
+    """
+    What so many channels usually mean: those of a network that does not say it, as an export. Two are the distance.
+
+    Raises:
+        ValueError: when no targets have so many.
+    """
+    usual = {1: "foreground", 2: "distance", 3: "hv"}
+    if channels not in usual:
+        raise ValueError(f"no targets have {channels} channels")
+    return usual[channels]
 
 
 def make_targets(label: np.ndarray, targets: str) -> np.ndarray:
