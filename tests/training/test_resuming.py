@@ -296,7 +296,7 @@ def test_the_newest_run_that_has_a_checkpoint_of_this_set_up_is_resumed(open_tra
     assert workflow.parser.get_parsed_content("run_name") == NAME
     workflow.run()
     told = _refused(open_training, output, max_epochs=3, targets="foreground")
-    assert f"{NAME}_2 is of another run: " in told and "out_channels 2, now 1" in told
+    assert f"{NAME}_2 is of another run: " in told and "out_channels 3, now 1" in told
     shutil.copytree(output / NAME, output / f"{NAME}_11")
     assert name_run(output, NAME, {}, resume=True) == f"{NAME}_11", "by number"
     assert name_run(output, NAME, {}) == f"{NAME}_13"
