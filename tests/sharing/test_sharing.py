@@ -92,7 +92,7 @@ def test_versions_in_metadata_are_those_tested_with(metadata):
 def test_the_input_and_output_are_the_networks(bundle_root, metadata, inside):
     verify_net_in_out("network_def", meta_file="configs/metadata.json", config_file="configs/inference.json")
     output = metadata["network_data_format"]["outputs"]["pred"]
-    assert output["num_channels"] == len(output["channel_def"])
+    assert output["channel_def"] == {"0": "background", "1": "nuclei"}, "what MONAI Label offers as labels"
     assert model_info("models/model.pt").decoder["out_channels"] == output["num_channels"]
 
 
