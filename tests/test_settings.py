@@ -73,7 +73,7 @@ def test_choices_are_those_the_code_knows():
         (SETTINGS["experiment"]["metrics"], [metric.name for metric in _TABLE]),
     ]:  # fmt: skip
         assert set(allowed(setting).split("one of ")[1].split(", ")) == set(choices)
-    assert allowed(inference["mpp"]) == "a number from {} to {:g} or null".format(*PLAUSIBLE_MPP)
+    assert allowed(inference["mpp"]) == "a number from {} to {:g} or estimate or null".format(*PLAUSIBLE_MPP)
 
 
 NOT_A_COUNT = (0, -3, 1.5, "two", math.nan, False, [1])

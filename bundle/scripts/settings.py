@@ -205,7 +205,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_ROOT,
         "dataset_dir": Setting(Path, "folder of images, or one image"),
         **_OUTPUT,
-        **_GIVEN_MPP,
+        "mpp": Setting(
+            Mpp | Literal["estimate"] | None,
+            "pixel size, where files do not say it: 20x is 0.5; estimate guesses it from the nuclei",
+            "um a pixel",
+        ),
         **_MODEL,
         **_NUCLEI,
         **_AREA,
@@ -263,6 +267,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             _listed(_number()) | None, "reversal of each domain, the primary's first, instead of the mode's"
         ),
         "adversary_by_region": Setting(Bool, "align nuclei and background apart"),
+        "style_jitter": Setting(Share, "probability that features get a style of no domain; 0: off"),
         "decoder_size": Setting(Decoder, "width and levels of the decoder"),
         "targets": Setting(Targets, "what separates nuclei"),
         "out_channels": Setting(Count | None, "channels of the network, where targets do not say"),
