@@ -135,6 +135,36 @@ def test_smallest_area_in_micrometres_depends_on_mpp():
     assert count(math.nan) == count(None) == 2, "without mpp min_area in pixels counts"
 
 
+def test_of_small_nuclei_the_ragged_go_and_round_thin_and_large_ones_stay():
+    label = discs((12, 12, 4))  # 49 pixels
+    label[30:34, 5:25] = 2  # thin, 80 pixels, solid
+    label[50:52, 5:25] = label[50:70, 5:7] = 3  # a hook of 76 pixels
+    label[20:24, 50:90] = label[20:60, 50:54] = 4  # a hook of 304 pixels
+    logits = ideal_logits(label, channels=1)
+
+    def kept(min_area, min_solidity):
+        found = logits_to_instances(logits, min_area=min_area, min_solidity=min_solidity)[1][0]
+        assert np.unique(found).tolist() == list(range(found.max() + 1))
+        return set(np.unique(label[found > 0]).tolist())
+
+    assert kept(40, 0) == {1, 2, 3, 4}
+    assert kept(40, 0.85) == {1, 2, 4}
+    assert kept(130, 0.85) == set(), "304 pixels are small where nuclei have 130 or more"
+    assert kept(0, 0.85) == {1, 2, 3, 4}, "without a smallest area no nucleus is small"
+
+
+def test_no_small_ellipse_up_to_three_times_as_long_as_wide_is_debris():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        area, elongation, angle = random.uniform((42, 1, 0), (100, 3, np.pi))
+        minor = np.sqrt(area / np.pi / elongation)
+        y, x = np.mgrid[-20:21, -20:21] + random.uniform(size=(2, 1, 1))
+        along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        ellipse = (along / minor / elongation) ** 2 + (across / minor) ** 2 <= 1
+        logits = np.where(ellipse, 8.0, -8.0)[None].astype(np.float32)
+        assert logits_to_instances(logits, min_area=30, min_solidity=0.85)[1].max() == 1
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("fill", [-9.0, 9.0])
 def test_images_of_nothing_and_of_nothing_else(channels, fill):
@@ -191,7 +221,7 @@ def test_time_grows_with_pixels_not_with_nuclei_times_pixels():
 
 @pytest.mark.parametrize(
     "settings", [{"threshold": 7}, {"threshold": 0}, {"threshold": float("nan")}, {"marker_depth": 0}, {"min_area": -1},
-                 {"min_area_um2": float("nan")}],
+                 {"min_area_um2": float("nan")}, {"min_solidity": 1.1}, {"min_solidity": float("nan")}],
 )  # fmt: skip
 def test_a_setting_out_of_its_range_is_refused_before_work_starts(settings):
     with pytest.raises(DataError, match=next(iter(settings))):

@@ -52,6 +52,18 @@ def test_measures_are_those_of_skimage(tile, nuclei):
         assert nucleus.minor == pytest.approx(region.axis_minor_length, rel=0.01)
         assert nucleus.probability == pytest.approx(0.5 + (region.label % 5) / 10)
         assert 0 < nucleus.circularity <= 1
+        assert 0 < nucleus.solidity <= 1
+        assert nucleus.solidity == pytest.approx(region.solidity, abs=0.06)  # skimage counts whole pixels
+
+
+def test_solidity_is_one_without_bays_and_less_with_them():
+    label = np.zeros((30, 60), int)
+    label[5:25, 5:25] = 1
+    label[5:25, 35:55] = 2
+    label[10:20, 35:45] = 0  # a quarter of the square, open to the left
+    square, bay = describe_nuclei(label, np.ones(label.shape), np.zeros((3, 30, 60)))
+    assert square.solidity == pytest.approx(1, abs=0.005)
+    assert bay.solidity == pytest.approx(0.75, abs=0.01)
 
 
 def test_sure_nuclei_have_no_uncertainty_and_dark_ones_more_stain(tile):
@@ -92,7 +104,7 @@ def test_one_pixel_and_nothing():
     assert describe_nuclei(label, label, np.zeros((3, 5, 5))) == []
     label[0, 4] = 1
     (nucleus,) = describe_nuclei(label, np.ones((5, 5)), np.zeros((3, 5, 5)))
-    assert (nucleus.x, nucleus.y, nucleus.area, nucleus.eccentricity) == (4.5, 0.5, 1, 0)
+    assert (nucleus.x, nucleus.y, nucleus.area, nucleus.eccentricity, nucleus.solidity) == (4.5, 0.5, 1, 0, 1)
     assert shapely.Polygon(nucleus.polygon).is_valid
 
 
@@ -111,6 +123,7 @@ def test_geojson_and_table_say_the_same_in_micrometres(nuclei, tmp_path):
         assert measured["Area µm^2"] == float(row["area_um2"]) == pytest.approx(nucleus.area * 0.25)
         assert measured["Perimeter µm"] == float(row["perimeter_um"]) == pytest.approx(nucleus.perimeter / 2, abs=1e-3)
         assert measured["Eccentricity"] == float(row["eccentricity"])
+        assert measured["Solidity"] == float(row["solidity"]) == pytest.approx(nucleus.solidity, abs=1e-4)
         assert feature["properties"]["centroid"] == [float(row["x_px"]), float(row["y_px"])]
         assert float(row["x_px"]) == pytest.approx((nucleus.x + 100) * 2, abs=0.01)
         outline = shapely.geometry.shape(feature["geometry"])

@@ -21,6 +21,7 @@ MEASURES = (
     ("area", "Area", "area", 2),
     ("perimeter", "Perimeter", "perimeter", 1),
     ("circularity", "Circularity", "circularity", None),
+    ("solidity", "Solidity", "solidity", None),
     ("eccentricity", "Eccentricity", "eccentricity", None),
     ("major", "Major axis", "major_axis", 1),
     ("minor", "Minor axis", "minor_axis", 1),

@@ -7,7 +7,9 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
+from scipy import ndimage
 from scripts.errors import DataError
+from scripts.nuclei.measures import outline, solidity
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.separating import separate
 from scripts.nuclei.targets import channel_count, usual_targets
@@ -16,6 +18,7 @@ from skimage.measure import label as connected_components
 __all__ = ["LogitsToInstancesd", "logits_to_instances"]
 
 METHODS = ("watershed", "components")
+SMALL = 2.5  # times min_area: below it a nucleus must have min_solidity, see docs/experiments.md
 
 
 def logits_to_instances(
@@ -25,6 +28,7 @@ def logits_to_instances(
     min_area: float = 20,
     method: str = "watershed",
     targets: str | None = None,
+    min_solidity: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Turn a network's logits into a mask and its nuclei.
@@ -41,6 +45,8 @@ def logits_to_instances(
         min_area: smaller nuclei are removed, in pixels.
         method: ``watershed``, or ``components`` to leave touching nuclei together.
         targets: what the channels mean, a key of ``targets.CHANNELS``; None what so many usually mean.
+        min_solidity: in [0, 1]; of nuclei smaller than 2.5 times ``min_area`` those of less are removed, which are
+            debris more often than not. 0 removes none.
 
     Returns:
         mask (1, H, W) uint8 in {0, 1} and instances (1, H, W) int32 with ids 1..N; the mask is where instances are.
@@ -61,7 +67,7 @@ def logits_to_instances(
     instances = connected_components(foreground, connectivity=2)
     if len(probability) > 1 and method == "watershed":
         instances = separate(instances, probability[1:], targets, marker_depth)
-    instances = _without_small(_without_holes(instances), min_area)
+    instances = _without_debris(_without_holes(instances), min_area, min_solidity)
     return (instances > 0).astype(np.uint8)[None], instances.astype(np.int32)[None]
 
 
@@ -81,6 +87,7 @@ class LogitsToInstancesd(MapTransform):
         method: see :func:`logits_to_instances`.
         with_spread: the last channel is no logit but the spread over flips, and becomes ``spread``.
         targets: what the network's channels mean, see :func:`logits_to_instances`.
+        min_solidity: see :func:`logits_to_instances`.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class LogitsToInstancesd(MapTransform):
         method: str = "watershed",
         with_spread: bool = False,
         targets: str | None = None,
+        min_solidity: float = 0.0,
     ) -> None:
         super().__init__(keys)
         if not 0 < float(threshold) < 1:
@@ -102,6 +110,8 @@ class LogitsToInstancesd(MapTransform):
         for name, area in {"min_area": min_area, "min_area_um2": min_area_um2}.items():
             if area is not None and not 0 <= float(area) < float("inf"):
                 raise DataError(name, f"{area} is no area", "Give 0 or more.")
+        if not 0 <= float(min_solidity) <= 1:
+            raise DataError("min_solidity", f"{min_solidity} is not from 0 to 1", "Give e.g. 0.85.")
         self.threshold = threshold
         self.marker_depth = marker_depth
         self.min_area = min_area
@@ -109,6 +119,7 @@ class LogitsToInstancesd(MapTransform):
         self.method = method
         self.with_spread = with_spread
         self.targets = targets
+        self.min_solidity = min_solidity
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
@@ -117,7 +128,13 @@ class LogitsToInstancesd(MapTransform):
             logits, item["spread"] = logits[:-1], logits[-1:]
         mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
         maps = logits_to_instances(
-            logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method, self.targets
+            logits,
+            self.threshold,
+            self.marker_depth,
+            self._min_area(mpp),
+            self.method,
+            self.targets,
+            self.min_solidity,
         )
         for key, values in zip(("mask", "instances"), maps):
             item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]
@@ -145,8 +162,14 @@ def _without_holes(instances: np.ndarray) -> np.ndarray:
     return instances + fill[holes]
 
 
-def _without_small(instances: np.ndarray, min_area: float) -> np.ndarray:
-    """Drop nuclei of fewer than ``min_area`` pixels and number the rest 1..N."""
-    keep = np.bincount(instances.ravel()) >= max(min_area, 1)
+def _without_debris(instances: np.ndarray, min_area: float, min_solidity: float) -> np.ndarray:
+    """Drop nuclei of fewer than ``min_area`` pixels, and small ragged ones, and number the rest 1..N."""
+    area = np.bincount(instances.ravel())
+    keep = area >= max(min_area, 1)
     keep[0] = False
+    small = np.flatnonzero(keep & (area < SMALL * min_area)) if min_solidity > 0 else []
+    boxes = ndimage.find_objects(instances) if len(small) else []
+    for index in small:
+        box = boxes[index - 1]
+        keep[index] = solidity(outline(instances[box] == index)) >= min_solidity
     return (np.cumsum(keep) * keep)[instances]
