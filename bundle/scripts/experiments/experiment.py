@@ -18,6 +18,7 @@ from scripts.experiments.results import RESULT
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import read_json, unused_path, write_json
 from scripts.tracking.experiments import ExperimentStore
+from scripts.tracking.store import how_to_look
 from scripts.training.checkpoints import read_checkpoint
 from tqdm import tqdm
 
@@ -95,6 +96,7 @@ class Experiment:
             raise
         finally:
             self.store.close(parent, status)
+            print(how_to_look(self.store.tracking_uri))
         if failed:
             raise SystemExit(
                 f"{len(failed)} of {len(self.children)} children failed: {', '.join(failed)}. The reasons are above, "
@@ -188,7 +190,7 @@ class Experiment:
             self.store.close(run, status, failure)
         minutes = (time.monotonic() - started) / 60
         shown = evaluated[0]["name"]
-        dice = self.store.metrics(run).get(f"{shown}_dice")
+        dice = self.store.metrics(run).get(f"{shown}/dice")
         told = f"{shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
         tqdm.write(f"{child.name}: {told}  ({minutes:.1f} min)")
         return failure is None
