@@ -132,7 +132,8 @@ class SlideSegmenter:
             "nuclei.csv": csv_text([form.columns]),
             "tiles.csv": csv_text([TILE_COLUMNS]),
         }
-        journal = Journal(unfinished, heads, settings)
+        # files that were begun with other names of measures cannot be gone on with
+        journal = Journal(unfinished, heads, {**settings, "columns": form.columns})
         start = time.perf_counter()
         try:
             totals = self._segment(slide, tiles, region, tissue, form, Ownership(tiles, margin), journal)
