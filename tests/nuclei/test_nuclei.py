@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import nibabel
@@ -196,3 +197,24 @@ def test_outputs_and_label_format_are_keys(bundle_root, tmp_path):
         PredictionWriter(out, [], outputs=["geojsn"])
     with pytest.raises(ValueError, match="label_format must be one of"):
         PredictionWriter(out, [], label_format="jpg")
+
+
+def test_table_geojson_and_label_map_join_by_id_on_a_real_tile(bundle_root, tmp_path):
+    """Also where the network saw another size, and nuclei were brought back to that of the file."""
+    name, out = "01_1", tmp_path / "out"
+    shutil.copy(bundle_root / "sample" / "sample_tnbc" / "images" / f"{name}.png", tmp_path / f"{name}.png")
+    network = {"_target_": f"{__name__}.Darkness"}
+    options = {"dataset_dir": str(tmp_path), "output_dir": str(out), "mpp": 0.25, "target_mpp": 0.5, "min_area": 4}
+    options["threshold"] = 0.01  # what is darker than 174
+    open_verb(bundle_root, "inference", "inference", network=network, **options).run()
+    label = np.asarray(Image.open(out / f"{name}_instances.png")).astype(int)
+    rows = {int(row["id"]): row for row in read_table(out / f"{name}_nuclei.csv")}
+    features = {f["properties"]["measurements"]["id"]: f for f in read_geojson(out / f"{name}.geojson")}
+    assert set(rows) == set(features) == set(np.unique(label)) - {0} and len(rows) > 20
+    areas = np.bincount(label.ravel()) * 0.25**2
+    for number, row in rows.items():
+        measured = features[number]["properties"]["measurements"]
+        assert {column: float(row[column]) for column in measured} == measured
+        assert measured["area_um2"] == pytest.approx(areas[number], abs=1e-3)
+        y, x = ndimage.center_of_mass(label == number)
+        assert (float(row["x_px"]), float(row["y_px"])) == pytest.approx((x + 0.5, y + 0.5), abs=0.01)

@@ -19,6 +19,7 @@ from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import SlideWindow, TilePipeline
 from scripts.slides.reading import Slide, open_slide
 from scripts.slides.result_folder import ResultFolder, file_stamp
+from scripts.slides.tile_overlays import write_tile_overlays
 from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
 from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region
 from tqdm import tqdm
@@ -38,6 +39,7 @@ class SlideSegmenter:
     - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
     - ``tiles.csv``: one row for each tile, see ``tile_table``;
     - ``overview.jpg``: thumbnail and density of nuclei;
+    - ``tile_typical_<n>.jpg``, ``tile_unusual_<n>.jpg``: nuclei on a few tiles, see ``tile_overlays``;
     - ``summary.json``: counts, sizes, settings; ``unread.csv``, if any: areas that could not be read.
 
     Args:
@@ -165,6 +167,7 @@ class SlideSegmenter:
             "settings": settings,
         }
         write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
+        summary["overlays"] = write_tile_overlays(unfinished, slide, scale, tiles)
         write_json(unfinished / "summary.json", summary, default=str)
         results.publish()
         if tiles and not totals["nuclei"]:
