@@ -188,8 +188,16 @@ class FakeVerb(BundleVerb):
         self.calls: list[dict] = []
         self.epochs_done = 0
 
-    def run(self, folder: Path, settings: dict, config: str | None = None, threads: int | None = None) -> None:
+    def run(
+        self,
+        folder: Path,
+        settings: dict,
+        config: str | None = None,
+        threads: int | None = None,
+        progress=lambda line: None,
+    ) -> None:
         self.calls.append(settings)
+        progress(f"{self.verb}: 50% 3/6")
         if self.meets is not None:
             self.meets.wait()
         folder.mkdir(parents=True, exist_ok=True)
