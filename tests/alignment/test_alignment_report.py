@@ -76,9 +76,9 @@ def test_the_verb_is_filed_in_mlflow_and_repeats_exactly(align, tmp_path):
     (run,) = client.search_runs([client.get_experiment_by_name("ama_sam_alignment").experiment_id])
     assert run.info.status == "FINISHED" and run.data.tags["verb"] == "aligning"
     assert run.data.params["window_size"] == "64" and run.data.params["ckpt_path"].endswith("model.pt")
-    assert run.data.metrics["alignment_accuracy_aligned"] == report["overall"]["aligned"]["accuracy"]
+    assert run.data.metrics["alignment/accuracy_aligned"] == report["overall"]["aligned"]["accuracy"]
     pair = report["pairs"]["synthetic_dark"]["frozen"]
-    assert run.data.metrics["alignment_mmd2_frozen_synthetic_dark"] == pytest.approx(pair["mmd2"])
+    assert run.data.metrics["alignment/mmd2_frozen_synthetic_dark"] == pytest.approx(pair["mmd2"])
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {*FILES, "align.json"}
     assert align(tmp_path) == report
 
@@ -164,8 +164,8 @@ def test_a_training_ends_with_the_report_of_the_weights_it_keeps(open_training, 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("ama_sam").experiment_id])
     assert run.info.status == "FINISHED" and {a.path for a in client.list_artifacts(run.info.run_id)} >= {*FILES}
-    assert run.data.metrics["alignment_accuracy_aligned"] == report["overall"]["aligned"]["accuracy"]
-    history = client.get_metric_history(run.info.run_id, "val_dice")
+    assert run.data.metrics["alignment/accuracy_aligned"] == report["overall"]["aligned"]["accuracy"]
+    history = client.get_metric_history(run.info.run_id, "val/dice")
     assert [point.step for point in history] == [1, 2], "and nothing twice"
 
 

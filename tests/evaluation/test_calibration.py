@@ -99,7 +99,7 @@ def test_a_report_tells_images_nuclei_and_domains(tmp_path):
     assert summary["bad"]["auroc_uncertainty"] == summary["bad"]["auroc_probability"] == 1
     assert summary["bad"]["auroc_flip_spread"] == 0.5
     assert summary["good"]["ece"] < 0.01 < summary["bad"]["ece"]
-    assert evaluator.state.metrics["bad_ece"] == summary["bad"]["ece"]
+    assert evaluator.state.metrics["bad/ece"] == summary["bad"]["ece"]
 
     def table(name):
         with (tmp_path / name).open() as file:

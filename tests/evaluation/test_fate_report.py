@@ -68,8 +68,8 @@ def test_domains_have_the_shares_of_their_nuclei(report):
     assert (tnbc["touching"]["nuclei"], tnbc["touching"]["merged"], tnbc["apart"]["merged"]) == (5, 1, 0)
     assert [fifth["missed"] for fifth in tnbc["by_contrast"]] == [0.5, 0, 0, 0, 0], "the palest comes first"
     assert tnbc["detections"]["nuclei"] == 5 and tnbc["detections"]["merge"] == 0.2
-    assert metrics["tnbc_merged_nuclei"] == 0.5 and metrics["tnbc_merged_touching_nuclei"] == 1
-    assert metrics["tnbc_missed_nuclei"] == 0.1 and "bare_merged_nuclei" not in metrics
+    assert metrics["tnbc/merged_nuclei"] == 0.5 and metrics["tnbc/merged_touching_nuclei"] == 1
+    assert metrics["tnbc/missed_nuclei"] == 0.1 and "bare/merged_nuclei" not in metrics
 
 
 def test_images_and_nuclei_have_their_rows(report):

@@ -101,8 +101,8 @@ def test_summary_is_per_domain_and_overall(tmp_path):
     assert "hd_um" not in other and tnbc["hd_um"]["n"] == 3
     assert content["overall"]["images"] == 5 and content["overall"]["hd_um"]["n"] == 3
     assert content["overall"]["dice"]["mean"] == pytest.approx((sum(dices) + 1) / 5)
-    assert state.metrics["tnbc_dice"] == pytest.approx(np.mean(dices))
-    assert state.metrics["other_undefined"] == 1
+    assert state.metrics["tnbc/dice"] == pytest.approx(np.mean(dices))
+    assert state.metrics["other/undefined"] == 1
 
 
 def test_metrics_are_there_when_a_later_handler_logs_the_epoch(tmp_path):
@@ -121,7 +121,7 @@ def test_metrics_are_there_when_a_later_handler_logs_the_epoch(tmp_path):
         val_handlers=[EvaluationReport(tmp_path), Logger()],
     )
     evaluator.run()
-    assert {"tnbc_dice", "tnbc_hd95_um", "other_aji"} <= set(seen)
+    assert {"tnbc/dice", "tnbc/hd95_um", "other/aji"} <= set(seen)
     assert all(math.isfinite(value) for value in seen.values())
 
 

@@ -67,7 +67,7 @@ def test_children_are_nested_runs_that_tell_what_they_are_and_what_was_measured(
     assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     told = {"variant": "ama", "mode": "ama", "seed": "1", "limit_groups": "2", "primary": "tnbc", "split": "testing"}
     assert told.items() <= run.data.tags.items()
-    assert run.data.metrics["tnbc_dice"] > 0
+    assert run.data.metrics["tnbc/dice"] > 0
     assert "metrics.csv" in [a.path for a in experiment.store.client.list_artifacts(run.info.run_id)]
     (settings,) = [s for s in experiment.training.calls if s["run_name"] == "ama_groups2_seed1"]
     assert (settings["mode"], settings["seed"], settings["limit_groups"], settings["resume"]) == ("ama", 1, 2, False)
@@ -313,7 +313,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
     expected = {"mode": "joint", "seed": "5", "limit_groups": "1", "primary": "synthetic_pink", "split": "testing"}
     assert expected.items() <= good.data.params.items()
     for domain in ("synthetic_pink", "synthetic_dark"):
-        assert {f"{domain}_{m}" for m in ("dice", "aji", "pq", "hd95_px", "surface_dice", "f1_50")} <= set(
+        assert {f"{domain}/{m}" for m in ("dice", "aji", "pq", "hd95_px", "surface_dice", "f1_50")} <= set(
             good.data.metrics
         )
     artifacts = {a.path for a in store.client.list_artifacts(good.info.run_id)}
@@ -327,7 +327,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
     with (folder / "scores.csv").open(newline="") as file:
         rows = {(row["domain"], row["metric"]): row for row in csv.DictReader(file)}
     row = rows["synthetic_pink", "dice"]
-    assert float(row["mean"]) == pytest.approx(good.data.metrics["synthetic_pink_dice"])
+    assert float(row["mean"]) == pytest.approx(good.data.metrics["synthetic_pink/dice"])
     assert (row["variant"], row["limit_groups"], row["std_seeds"]) == ("unet", "1", "")
     assert "broken_groups1_seed5" in (Path(folder) / "comparison.md").read_text()
 

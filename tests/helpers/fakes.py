@@ -188,8 +188,16 @@ class FakeVerb(BundleVerb):
         self.calls: list[dict] = []
         self.epochs_done = 0
 
-    def run(self, folder: Path, settings: dict, config: str | None = None, threads: int | None = None) -> None:
+    def run(
+        self,
+        folder: Path,
+        settings: dict,
+        config: str | None = None,
+        threads: int | None = None,
+        progress=lambda line: None,
+    ) -> None:
         self.calls.append(settings)
+        progress(f"{self.verb}: 50% 3/6")
         if self.meets is not None:
             self.meets.wait()
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +210,7 @@ class FakeVerb(BundleVerb):
             for epoch in range(first, self.epochs):
                 if self.stops_after.get(name) == epoch:
                     raise self.error
-                client.log_metric(run_id, "val_dice", 0.5, step=epoch + 1)
+                client.log_metric(run_id, "val/dice", 0.5, step=epoch + 1)
                 torch.save({"epoch": epoch + 1, "iteration": 0, "identity": {}, "parts": {}}, checkpoint)
                 self.epochs_done += 1
             (folder / "model.pt").write_text("trained")
@@ -217,7 +225,7 @@ class FakeVerb(BundleVerb):
         ]
         worse = [{"aji": row["dice"] / 2, "pq": row["dice"] / 2, "hd95_px": 10 * (1 - row["dice"])} for row in rows]
         write_table(folder / "metrics.csv", [{**row, **other} for row, other in zip(rows, worse)])
-        client.log_metric(run_id, f"{settings['primary']}_dice", sum(row["dice"] for row in rows) / len(rows))
+        client.log_metric(run_id, f"{settings['primary']}/dice", sum(row["dice"] for row in rows) / len(rows))
         client.log_artifact(run_id, str(folder / "metrics.csv"))
         if self.fates is not None:
             write_json(folder / "fates.json", {settings["primary"]: self.fates(settings)})

@@ -185,4 +185,4 @@ def test_tiles_of_a_slide_tell_their_distance_and_flips_their_spread(bundle_root
         spreads = [float(row["flip_spread"]) for row in csv.DictReader(file)]
     assert 0 < max(spreads) <= 0.5
     (feature, *_) = json.loads((folder / "nuclei.geojson").read_text())["features"]
-    assert 0 <= feature["properties"]["measurements"]["Flip spread"] <= 0.5
+    assert 0 <= feature["properties"]["measurements"]["flip_spread"] <= 0.5

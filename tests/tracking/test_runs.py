@@ -16,6 +16,7 @@ from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import Child
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
+from scripts.tracking.store import open_experiment, open_store
 
 AWAY = "the MLflow server cannot be reached"
 VERBS = ("training", "evaluating")
@@ -85,7 +86,7 @@ def test_training_goes_on_when_the_server_never_answers(open_training, silent, t
     client, run = _only_run(_local(tmp_path), "ama_sam")
     assert run.info.run_name == run_dir.name and run.info.status == "FINISHED"
     assert run.data.params["mode"] == "ama" and run.data.tags["verb"] == "training"
-    assert _steps(client, run, "val_dice") == pytest.approx(rows) and len(rows) == 2
+    assert _steps(client, run, "val/dice") == pytest.approx(rows) and len(rows) == 2
     (told,) = _told(caplog, silent)
     assert AWAY in told and _local(tmp_path) in told, "one line"
 
@@ -97,7 +98,7 @@ def test_evaluating_goes_on_when_nobody_listens(bundle_root, synthetic, line, tm
     overrides |= {"tile_size": 256, "output_dir": str(tmp_path)}
     open_verb(bundle_root, "evaluate", None, tracking_uri=line.uri, **overrides).run()
     client, run = _only_run(_local(tmp_path), "ama_sam_evaluation")
-    assert run.info.status == "FINISHED" and "synthetic_pink_dice" in run.data.metrics
+    assert run.info.status == "FINISHED" and "synthetic_pink/dice" in run.data.metrics
     assert "metrics.csv" in {a.path for a in client.list_artifacts(run.info.run_id)}
     assert len(_told(caplog, line.uri)) == 1
 
@@ -119,7 +120,7 @@ def test_training_goes_on_when_the_server_goes_away(open_training, line, tmp_pat
     workflow.run()
     client, run = _only_run(_local(tmp_path), "ama_sam")
     assert run.info.status == "FINISHED" and run.data.params["mode"] == "ama" and run.data.tags["mode"] == "ama"
-    assert set(_steps(client, run, "train_loss")) == {1, 2, 3}, "the epoch that the server had, too"
+    assert set(_steps(client, run, "train/loss")) == {1, 2, 3}, "the epoch that the server had, too"
     assert {"train.json", "history.csv", "curves.png"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
     assert len(_told(caplog, line.uri)) == 1
 
@@ -140,7 +141,7 @@ def test_a_resumed_run_has_all_its_epochs_on_the_server_that_is_back(open_traini
     line.mend()
     open_training(tmp_path, **options, resume=True).run()
     client, run = _only_run(mlflow_server, "back")
-    assert run.info.status == "FINISHED" and set(_steps(client, run, "val_dice")) == {1, 2, 3}
+    assert run.info.status == "FINISHED" and set(_steps(client, run, "val/dice")) == {1, 2, 3}
 
 
 class TrackedVerb(FakeVerb):
@@ -284,3 +285,29 @@ def test_a_store_of_a_relative_path_stays_where_it_is(tmp_path, monkeypatch):
     _track("sqlite:///mlruns.db", tmp_path, before=lambda engine: monkeypatch.chdir(tmp_path / "elsewhere"))
     assert not list((tmp_path / "elsewhere").iterdir())
     assert set(_steps(*_only_run(_local(tmp_path), "e"), "score")) == {1, 2, 3}
+
+
+def test_a_run_ends_with_where_it_is_and_a_child_run_leaves_that_to_its_parent(tmp_path, capsys):
+    uri = _local(tmp_path)
+    _track(uri, tmp_path)
+    assert capsys.readouterr().out.strip().endswith(f"mlflow ui --backend-store-uri {uri}")
+    client, run = _only_run(uri, "e")
+    _track(uri, tmp_path, run_id=run.info.run_id)
+    assert "mlflow ui" not in capsys.readouterr().out
+
+
+def test_a_run_begun_before_metrics_had_groups_has_all_its_epochs_in_them_when_it_goes_on(tmp_path):
+    uri = _local(tmp_path)
+    client = open_store(uri)
+    run_id = client.create_run(open_experiment(client, "e"), run_name="r").info.run_id
+    client.log_metric(run_id, "train_loss", 0.9, step=1)
+    (tmp_path / "history.csv").write_text("epoch,train_loss\n1,0.9\n")
+    engine = Engine(lambda engine, batch: None)
+    engine.add_event_handler(Events.STARTED, lambda e: setattr(e.state, "epoch", 1))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(train_loss=0.5))
+    TrackedRun(uri, "e", "r", {}, folder=tmp_path, history="history.csv", run_file="mlflow.json", resume=True).attach(
+        engine
+    )
+    engine.run([0], max_epochs=2)
+    client, run = _only_run(uri, "e")
+    assert run.info.run_id == run_id and _steps(client, run, "train/loss") == {1: 0.9, 2: 0.5}

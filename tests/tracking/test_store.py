@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from fakes import place_store
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from scripts.errors import DataError
 from scripts.tracking.experiments import ExperimentStore
-from scripts.tracking.store import open_experiment, open_store
+from scripts.tracking.store import how_to_look, open_experiment, open_store
 from store_making import begin_run
 
 
@@ -125,3 +126,16 @@ def test_a_server_is_waited_for_for_seconds_unless_the_user_says_otherwise(monke
         monkeypatch.setenv(variable.name, "99")
     open_store("http://127.0.0.1:9")
     assert [variable.get() for variable in variables] == [99, 99]
+
+
+def test_the_command_to_look_at_a_store_names_it_wherever_one_stands(tmp_path, monkeypatch):
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    open_store("sqlite:///mlruns.db").create_experiment("e")
+    monkeypatch.chdir("/")
+    told = how_to_look(f"sqlite:///{folder / 'mlruns.db'}")
+    *command, option, uri = shlex.split(told.split(": ", 1)[1])
+    assert str(folder / "mlruns.db") in told and [*command, option] == ["mlflow", "ui", "--backend-store-uri"]
+    assert open_store(uri).get_experiment_by_name("e") is not None
+    assert how_to_look("https://me:secret@host:5000") == "Filed in MLflow at https://host:5000"

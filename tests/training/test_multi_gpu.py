@@ -99,7 +99,7 @@ def test_the_first_process_writes_for_all(trained):
         client = mlflow.MlflowClient(f"sqlite:///{run_dir.parent / 'mlruns.db'}")
         (run,) = client.search_runs([client.get_experiment_by_name("ama_sam").experiment_id])
         assert run.info.status == "FINISHED"
-        assert len(client.get_metric_history(run.info.run_id, "train_loss")) == SETTINGS["max_epochs"]
+        assert len(client.get_metric_history(run.info.run_id, "train/loss")) == SETTINGS["max_epochs"]
         assert [p.name for p in run_dir.parent.iterdir() if p.is_dir() and p.name.startswith("synth")] == [run_dir.name]
     files = [{path.name for path in trained[n].iterdir()} for n in (1, 2)]
     assert files[0] == files[1] >= {"model.pt", "checkpoint.pt", "history.csv", "train.json", "alignment.json"}
@@ -122,7 +122,7 @@ def test_two_processes_evaluate_as_one_does(bundle_root, folder, trained):
         overlays.append({path.name for path in (output / "overlays").iterdir()})
         client = mlflow.MlflowClient(f"sqlite:///{output / 'mlruns.db'}")
         (run,) = client.search_runs([client.get_experiment_by_name("ama_sam_evaluation").experiment_id])
-        assert run.data.metrics["synthetic_pink_dice"] == metrics[-1]["domains"]["synthetic_pink"]["dice"]["mean"]
+        assert run.data.metrics["synthetic_pink/dice"] == metrics[-1]["domains"]["synthetic_pink"]["dice"]["mean"]
     assert overlays[0] == overlays[1]
     for one, two in ([report["domains"] for report in metrics], calibration):
         assert one.keys() == two.keys()

@@ -122,7 +122,7 @@ def test_a_run_killed_behind_its_last_epoch_does_what_is_left(
     client, (run,) = _runs(tmp_path)
     assert run.info.status == "FINISHED"
     assert {"alignment.md", "history.csv"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert {point.step for point in client.get_metric_history(run.info.run_id, "train_loss")} == {1, 2}
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "train/loss")} == {1, 2}
     assert "is finished, with epoch 2" in _refused(open_training, tmp_path, **overrides)
 
 
@@ -175,7 +175,7 @@ def test_a_finished_run_can_be_made_longer_and_says_so(open_training, finished, 
     assert json.loads((output / NAME / "train.json").read_text())["max_epochs"] == 4
     client, (run,) = _runs(output)
     assert run.data.params["max_epochs"] == "4" and run.info.status == "FINISHED"
-    losses = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train_loss")}
+    losses = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train/loss")}
     assert losses == {int(row["epoch"]): pytest.approx(float(row["train_loss"])) for row in rows}
 
 
@@ -187,7 +187,7 @@ def test_a_longer_run_is_another_run_in_mlflow(open_training, tmp_path):
     client, runs = _runs(tmp_path)
     assert [(run.data.params["max_epochs"], run.info.status) for run in runs] == [("3", "FINISHED"), ("2", "FINISHED")]
     for run in runs:
-        steps = {point.step for point in client.get_metric_history(run.info.run_id, "train_loss")}
+        steps = {point.step for point in client.get_metric_history(run.info.run_id, "train/loss")}
         assert steps == set(range(1, int(run.data.params["max_epochs"]) + 1))
 
 
@@ -197,7 +197,7 @@ def test_a_store_that_was_made_anew_gets_the_whole_run(open_training, interrupte
     (output / NAME / "mlflow.json").write_text(json.dumps({**about, "tracking_uri": f"sqlite:///{output}/mlruns.db"}))
     open_training(output, max_epochs=3, warmup_iterations=0, resume=True).run()
     client, (run,) = _runs(output)
-    steps = {point.step for point in client.get_metric_history(run.info.run_id, "train_loss")}
+    steps = {point.step for point in client.get_metric_history(run.info.run_id, "train/loss")}
     assert run.info.status == "FINISHED" and steps == {1, 2, 3}
 
 
@@ -207,7 +207,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_in_mlflow(open_training, tm
     (tmp_path / NAME / "mlflow.json").unlink()
     open_training(tmp_path, max_epochs=2, resume=True).run()
     client, (run,) = _runs(tmp_path)
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
     assert run.info.status == "FINISHED" and steps == [1, 2]
 
 

@@ -50,9 +50,18 @@ def test_training_is_filed_in_mlflow(trained):
     (run,) = client.search_runs([client.get_experiment_by_name("ama_sam").experiment_id])
     assert run.info.run_name == run_dir.name and run.info.status == "FINISHED"
     assert run.data.params["mode"] == "ama" and run.data.params["auxiliary"] == "synthetic_blurred,synthetic_dark"
-    for name in ("val_dice", "train_dice_synthetic_pink", "lambda", "domain_accuracy"):
+    in_groups = {
+        "val_dice": "val/dice",
+        "train_dice_synthetic_pink": "train/dice_synthetic_pink",
+        "train_loss": "train/loss",
+        "gradient_cosine": "gradient/cosine",
+        "lambda": "adversary/lambda",
+        "domain_accuracy": "adversary/domain_accuracy",
+    }
+    for column, name in in_groups.items():
         logged = {p.step: p.value for p in client.get_metric_history(run.info.run_id, name)}
-        assert logged == {int(row["epoch"]): pytest.approx(float(row[name])) for row in _history(run_dir)}
+        assert logged == {int(row["epoch"]): pytest.approx(float(row[column])) for row in _history(run_dir)}
+    assert {name.split("/")[0] for name in run.data.metrics} <= {"adversary", "alignment", "gradient", "train", "val"}
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {"train.json", "history.csv", "curves.png"}
 

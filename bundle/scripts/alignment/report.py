@@ -148,17 +148,17 @@ class AlignmentReport:
 
 
 def headline(found: dict[str, Any]) -> dict[str, float]:
-    """The figures of :func:`scripts.alignment.measure.measure` that runs are compared by, under flat names."""
+    """The figures of :func:`scripts.alignment.measure.measure` that runs are compared by, by their names in MLflow."""
     if "overall" not in found:
         return {}
-    metrics = {"alignment_chance": found["chance"]}
+    metrics = {"alignment/chance": found["chance"]}
     for kind in ("frozen", "aligned"):
-        metrics |= {f"alignment_{key}_{kind}": found["overall"][kind][key] for key in ("accuracy", "low", "high")}
-        metrics[f"alignment_a_distance_{kind}"] = found["overall"][kind]["a_distance"]
+        metrics |= {f"alignment/{key}_{kind}": found["overall"][kind][key] for key in ("accuracy", "low", "high")}
+        metrics[f"alignment/a_distance_{kind}"] = found["overall"][kind]["a_distance"]
         for name, pair in found["pairs"].items():
             for key in ("accuracy", "a_distance", "mmd2", "mmd_p"):
-                metrics[f"alignment_{key}_{kind}_{name}"] = pair[kind][key]
+                metrics[f"alignment/{key}_{kind}_{name}"] = pair[kind][key]
     if "control" in found["overall"]:
-        metrics["alignment_accuracy_control"] = found["overall"]["control"]["accuracy"]
-    metrics["alignment_accuracy_statistics"] = found["overall"]["image_statistics"]["all"]["accuracy"]
+        metrics["alignment/accuracy_control"] = found["overall"]["control"]["accuracy"]
+    metrics["alignment/accuracy_statistics"] = found["overall"]["image_statistics"]["all"]["accuracy"]
     return metrics

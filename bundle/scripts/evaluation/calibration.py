@@ -144,7 +144,7 @@ class CalibrationReport:
             for name, curve in _nucleus_curves(nuclei).items():
                 rows += [{"domain": domain, "of": f"nuclei by {name}", **row} for row in curve]
             summary[domain] = {"ece": bins.ece, "brier": bins.brier, **_ranking(nuclei)}
-            engine.state.metrics.update({f"{domain}_ece": bins.ece, f"{domain}_brier": bins.brier})
+            engine.state.metrics.update({f"{domain}/ece": bins.ece, f"{domain}/brier": bins.brier})
         if idist.get_rank() > 0:
             return
         write_table(self.files.path("calibration.csv"), rows, ("domain", "of"))

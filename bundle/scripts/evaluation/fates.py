@@ -33,7 +33,7 @@ class FateReport:
     - ``fates.json``: for each domain the shares of all its true nuclei, of those that touch another and those that do
       not, of each quintile of contrast, and of its detections;
 
-    and leaves ``<domain>_merged_nuclei``, ``<domain>_merged_touching_nuclei`` and ``<domain>_missed_nuclei`` (with
+    and leaves ``<domain>/merged_nuclei``, ``<domain>/merged_touching_nuclei`` and ``<domain>/missed_nuclei`` (with
     mostly missed ones), shares of all nuclei of the domain, in ``engine.state.metrics``.
 
     Args:
@@ -106,10 +106,10 @@ class FateReport:
             }
             if truth:
                 everyone = summary["all"]
-                engine.state.metrics[f"{name}_merged_nuclei"] = everyone["merged"]
-                engine.state.metrics[f"{name}_missed_nuclei"] = everyone["missed"] + everyone["mostly missed"]
+                engine.state.metrics[f"{name}/merged_nuclei"] = everyone["merged"]
+                engine.state.metrics[f"{name}/missed_nuclei"] = everyone["missed"] + everyone["mostly missed"]
             if summary["touching"]["nuclei"]:
-                engine.state.metrics[f"{name}_merged_touching_nuclei"] = summary["touching"]["merged"]
+                engine.state.metrics[f"{name}/merged_touching_nuclei"] = summary["touching"]["merged"]
         if idist.get_rank() == 0:
             write_table(self.files.path("fates.csv"), rows, ("file", "domain", "of", "id", "fate"))
             write_json(self.files.path("fates.json"), domains)

@@ -38,7 +38,7 @@ class EvaluationReport:
     - ``overlays/<domain>_<worst|median|best>_<stem>.png``: three images of each domain, chosen by Dice;
     - ``overlays/<domain>_<worst|median|best>_<stem>_fates.png``: the same ones, coloured by the fate of each nucleus;
 
-    prints a table, and leaves ``<domain>_<metric>`` means in ``engine.state.metrics``. List it before the MLflow
+    prints a table, and leaves ``<domain>/<metric>`` means in ``engine.state.metrics``. List it before the MLflow
     handler, which logs what it finds there. Of several processes, which take the images in turn, the first one writes
     the files for all, and each one the overlays of its own images, in the same folder.
 
@@ -107,7 +107,7 @@ class EvaluationReport:
             print(_table({**summaries, **overall}))
         self._write_overlays(names, own)
         for name, summary in summaries.items():
-            engine.state.metrics.update({f"{name}_{key}": _headline(value) for key, value in summary.items()})
+            engine.state.metrics.update({f"{name}/{key}": _headline(value) for key, value in summary.items()})
 
     def _write_tables(self, summaries: dict[str, Any], overall: dict[str, Any]) -> None:
         # images of unknown mpp have no micrometres: the columns are those that any image has

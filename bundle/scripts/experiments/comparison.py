@@ -14,6 +14,7 @@ from scripts.experiments.tables import comparison_markdown
 from scripts.files import atomic_path, has_columns, write_table
 from scripts.owned import OwnFiles
 from scripts.tracking.experiments import ExperimentStore
+from scripts.tracking.store import how_to_look
 
 __all__ = ["Comparison", "compare_pairs", "summarise_variants"]
 
@@ -105,7 +106,7 @@ class Comparison:
             pictures = "".join(f"\n![{Path(file).stem}]({file})\n" for file in figures)
             partial.write_text(text + pictures, encoding="utf-8")
         self.store.log_files(parent, [folder / file for file in (*TABLES, *figures)], f"comparison/{self.split}")
-        print(f"{text}\nwritten to {folder}")
+        print(f"{text}\nwritten to {folder}\n{how_to_look(self.store.tracking_uri)}")
 
 
 def summarise_variants(results: Results, metrics: Sequence[str], bootstrap: Bootstrap) -> list[dict]:

@@ -4,20 +4,23 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from mlflow.entities import Run
 from scripts.data.domains import SPLITS, check_domains, domain_names
 from scripts.errors import DataError
+from scripts.experiments.child_progress import ChildProgress
 from scripts.experiments.plan import LEFT_OUT, Child
 from scripts.experiments.results import RESULT
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import read_json, unused_path, write_json
 from scripts.tracking.experiments import ExperimentStore
+from scripts.tracking.store import how_to_look
 from scripts.training.checkpoints import read_checkpoint
 from tqdm import tqdm
 
@@ -95,6 +98,7 @@ class Experiment:
             raise
         finally:
             self.store.close(parent, status)
+            print(how_to_look(self.store.tracking_uri))
         if failed:
             raise SystemExit(
                 f"{len(failed)} of {len(self.children)} children failed: {', '.join(failed)}. The reasons are above, "
@@ -148,7 +152,8 @@ class Experiment:
         """Run them, ``jobs`` at a time; the names of those that failed."""
         failed = []
         with ThreadPoolExecutor(self.jobs) as workers:
-            names = {workers.submit(self._run_child, child, run, parent): child.name for child, run in todo}
+            progress = ChildProgress(bar, len(self.children))
+            names = {workers.submit(self._run_child, child, run, parent, progress): child.name for child, run in todo}
             try:
                 for future in as_completed(names):
                     if not future.result():
@@ -161,9 +166,12 @@ class Experiment:
                 raise
         return failed
 
-    def _run_child(self, child: Child, run: Run | None, parent: Run) -> bool:
+    def _run_child(self, child: Child, run: Run | None, parent: Run, progress: ChildProgress) -> bool:
         """Train and evaluate a child; False when it failed."""
         started = time.monotonic()
+        number = self.children.index(child) + 1
+        progress.started(number, child.name)
+        tell = partial(progress.tell, number, child.name)
         settings = self._settings(child)
         training, evaluated = child.domains(self.domains)
         if run is None:
@@ -175,8 +183,8 @@ class Experiment:
         folder = self.output_dir / child.name
         status, failure = "KILLED", None
         try:
-            self._train(child, folder, run, settings["training"])
-            self._evaluate(child, folder, run)
+            self._train(child, folder, run, settings["training"], tell)
+            self._evaluate(child, folder, run, tell)
             if not self.store.holds(run, RESULT):
                 raise VerbFailed(f"evaluating: the store was away, and {RESULT} is not in it")
             status = "FINISHED"
@@ -188,12 +196,12 @@ class Experiment:
             self.store.close(run, status, failure)
         minutes = (time.monotonic() - started) / 60
         shown = evaluated[0]["name"]
-        dice = self.store.metrics(run).get(f"{shown}_dice")
+        dice = self.store.metrics(run).get(f"{shown}/dice")
         told = f"{shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
         tqdm.write(f"{child.name}: {told}  ({minutes:.1f} min)")
         return failure is None
 
-    def _train(self, child: Child, folder: Path, run: Run, identity: dict) -> None:
+    def _train(self, child: Child, folder: Path, run: Run, identity: dict, tell: Callable[[str], None]) -> None:
         """Train, go on training, or do nothing where this child's folder holds the trained model already."""
         state_file, checkpoint = folder / _STATE, folder / _CHECKPOINT
         state = read_json(state_file) if state_file.is_file() else {}
@@ -223,14 +231,14 @@ class Experiment:
             **self.store.place(run),
         }
         try:
-            self.training.run(folder, settings, child.config, self.threads)
+            self.training.run(folder, settings, child.config, self.threads, tell)
         except VerbFailed as error:
             if not settings["resume"]:
                 raise
             raise VerbFailed(f"{error} (it went on from {checkpoint}: without that file it is begun anew)") from error
         write_json(state_file, {**state, "trained": True})
 
-    def _evaluate(self, child: Child, folder: Path, run: Run) -> None:
+    def _evaluate(self, child: Child, folder: Path, run: Run, tell: Callable[[str], None]) -> None:
         settings = {
             **self._evaluating_settings(child),
             "domains": child.domains(self.domains)[1],
@@ -239,7 +247,7 @@ class Experiment:
             "run_name": child.name,
             **self.store.place(run),
         }
-        self.evaluating.run(folder, settings, threads=self.threads)
+        self.evaluating.run(folder, settings, threads=self.threads, progress=tell)
 
 
 def _named(domains: Sequence[dict]) -> dict:

@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.experiments.child_progress import last_line
 from scripts.files import sha256_of, write_json
 
 __all__ = ["BundleVerb", "VerbFailed"]
 
 _REASON_LENGTH = 1000
+_LOOK = 1.0  # seconds between two looks at the log of a running verb
 
 
 class VerbFailed(RuntimeError):
@@ -47,7 +49,12 @@ class BundleVerb:
         return json.loads(json.dumps({**self.settings, **settings, **content}, sort_keys=True, default=str))
 
     def run(
-        self, folder: Path, settings: Mapping[str, Any], config: str | None = None, threads: int | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        config: str | None = None,
+        threads: int | None = None,
+        progress: Callable[[str], None] = lambda line: None,
     ) -> None:
         """
         Run the verb and wait for it. Several threads may do so at once.
@@ -58,6 +65,7 @@ class BundleVerb:
             settings: keys of this run.
             config: config file between the verb's own and the settings.
             threads: of the process on the CPU; None leaves that to PyTorch.
+            progress: is told, again and again, the last line that the verb has printed.
 
         Raises:
             VerbFailed: with the reason, when the process fails.
@@ -71,7 +79,8 @@ class BundleVerb:
             log.seek(0, 2)
             start = log.tell()
             env = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            code = self._wait(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env)
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "env": env}
+            code = self._wait(command, lambda: progress(last_line(Path(log.name), start)), **options)
             log.seek(start)
             if code:
                 raise VerbFailed(f"{self.verb}: {_reason(log.read(), code)}")
@@ -83,14 +92,15 @@ class BundleVerb:
             for process in self._running:
                 process.kill()
 
-    def _wait(self, command: list[str], **options: Any) -> int:
+    def _wait(self, command: list[str], look: Callable[[], None], **options: Any) -> int:
         with self._lock:
             if self._stopped:
                 raise KeyboardInterrupt(f"{self.verb}: stopped")
             process = subprocess.Popen(command, **options)
             self._running.add(process)
         try:
-            code = process.wait()
+            while (code := _ended(process)) is None:
+                look()
         finally:
             with self._lock:
                 process.kill()  # does nothing to one that has ended
@@ -98,6 +108,14 @@ class BundleVerb:
         if self._stopped:
             raise KeyboardInterrupt(f"{self.verb}: stopped")
         return code
+
+
+def _ended(process: subprocess.Popen) -> int | None:
+    """A process' exit code; None if it still runs after a while."""
+    try:
+        return process.wait(_LOOK)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _reason(printed: str, code: int) -> str:

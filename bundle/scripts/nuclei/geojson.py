@@ -16,20 +16,20 @@ __all__ = ["GEOJSON_END", "GEOJSON_START", "NucleusFormat", "write_nuclei"]
 GEOJSON_START = '{"type": "FeatureCollection", "features": [\n'
 GEOJSON_END = "\n]}\n"
 COLOUR = (255, 225, 0)  # as in the overlays
-# attribute of Nucleus, name in QuPath, name in tables, power of the unit of length (None: has no unit)
+# attribute of Nucleus, name in GeoJSON and tables, power of the unit of length (None: has no unit)
 MEASURES = (
-    ("area", "Area", "area", 2),
-    ("perimeter", "Perimeter", "perimeter", 1),
-    ("circularity", "Circularity", "circularity", None),
-    ("solidity", "Solidity", "solidity", None),
-    ("eccentricity", "Eccentricity", "eccentricity", None),
-    ("major", "Major axis", "major_axis", 1),
-    ("minor", "Minor axis", "minor_axis", 1),
-    ("haematoxylin", "Hematoxylin OD mean", "haematoxylin_od", None),
-    ("probability", "Detection probability", "probability", None),
-    ("uncertainty", "Uncertainty", "uncertainty", None),
+    ("area", "area", 2),
+    ("perimeter", "perimeter", 1),
+    ("circularity", "circularity", None),
+    ("solidity", "solidity", None),
+    ("eccentricity", "eccentricity", None),
+    ("major", "major_axis", 1),
+    ("minor", "minor_axis", 1),
+    ("haematoxylin", "haematoxylin_od", None),
+    ("probability", "probability", None),
+    ("uncertainty", "uncertainty", None),
 )
-SPREAD = ("spread", "Flip spread", "flip_spread", None)
+SPREAD = ("spread", "flip_spread", None)
 
 
 class NucleusFormat:
@@ -37,10 +37,11 @@ class NucleusFormat:
     Writes nuclei as QuPath's GeoJSON detections and as rows of a table.
 
     Coordinates are pixels of the image file (of a slide: level 0), continuous, with 0 at its upper left corner.
-    QuPath 0.4 and later open the file by drag and drop; names of measurements are spelt as QuPath spells them.
+    QuPath 0.4 and later open the file by drag and drop. Measurements are named as the columns of the table, unit
+    included, and with ``id``, which both have, a nucleus of one is found in the other and in the label map.
 
     Args:
-        source: name of the image; with a nucleus' number it makes the nucleus' unique id.
+        source: name of the image; with a nucleus' number it makes the UUID that QuPath wants of each object.
         mpp: micrometres per pixel of the array the nuclei were found in, or None: then lengths are in its pixels.
         scale: pixels of the image file for each pixel of that array.
         offset: (x, y) of the array's corner, in its own pixels.
@@ -78,8 +79,6 @@ class NucleusFormat:
     def feature(self, nucleus: Nucleus, number: int) -> str:
         """One GeoJSON feature, on one line."""
         ring = ((nucleus.polygon + self.offset) * self.scale).round(2).tolist()
-        unit = "px" if self.mpp is None else "µm"
-        names = (f"{name} {unit}{'^2' if power == 2 else ''}" if power else name for _, name, _, power in self.measures)
         content = {
             "type": "Feature",
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.source}#{number}")),
@@ -88,7 +87,7 @@ class NucleusFormat:
                 "objectType": "detection",
                 "classification": {"name": self.class_name, "color": COLOUR},
                 "centroid": self.centroid(nucleus),
-                "measurements": dict(zip(names, self._values(nucleus))),
+                "measurements": {"id": number, **dict(zip(self._names(), self._values(nucleus)))},
             },
         }
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
@@ -96,17 +95,19 @@ class NucleusFormat:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of what :meth:`row` gives."""
-        unit = "px" if self.mpp is None else "um"
-        named = (f"{name}_{unit}{'2' if power == 2 else ''}" if power else name for _, _, name, power in self.measures)
-        return ("id", "x_px", "y_px", "class", *named)
+        return ("id", "x_px", "y_px", "class", *self._names())
 
     def row(self, nucleus: Nucleus, number: int) -> tuple:
         """One row of the table; ``id`` is the number, which in a label map is the nucleus' value."""
         return (number, *self.centroid(nucleus), self.class_name, *self._values(nucleus))
 
+    def _names(self) -> list[str]:
+        unit = "px" if self.mpp is None else "um"
+        return [f"{name}_{unit}{'2' if power == 2 else ''}" if power else name for _, name, power in self.measures]
+
     def _values(self, nucleus: Nucleus) -> list[float]:
         length = self.mpp or 1.0
-        return [round(float(getattr(nucleus, name)) * length ** (power or 0), 4) for name, _, _, power in self.measures]
+        return [round(float(getattr(nucleus, name)) * length ** (power or 0), 4) for name, _, power in self.measures]
 
 
 def csv_text(rows: Iterable[tuple]) -> str:

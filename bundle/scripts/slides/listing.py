@@ -128,6 +128,8 @@ def segment_slides(
             logger.error("skipped %s", problem)
         else:
             logger.info("%d/%d %s: %d nuclei", number, len(slides), slide, summary["nuclei"])
+            pictures = ["overview.jpg", *summary.get("overlays", ())]  # of 0.6 and before: none of tiles
+            logger.info("look at %s: %s", folders[slide], ", ".join(pictures))
     files.remove(report)
     if errors:
         path = files.path(report)

@@ -10,6 +10,7 @@ from scripts.errors import DataError
 from scripts.files import read_json
 from scripts.owned import OwnFiles, remove_own_folder
 from scripts.slides.journal import JOURNAL
+from scripts.slides.tile_overlays import TILE_OVERLAYS
 
 __all__ = ["ResultFolder", "check_folders", "file_stamp"]
 
@@ -77,7 +78,7 @@ class ResultFolder:
         self._check_replaceable()
         if not resume:
             self.discard()
-        _files(self.unfinished).add(FILES)
+        _files(self.unfinished).add([*FILES, *TILE_OVERLAYS])
         return self.unfinished
 
     def discard(self) -> None:

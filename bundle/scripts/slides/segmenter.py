@@ -19,6 +19,7 @@ from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import SlideWindow, TilePipeline
 from scripts.slides.reading import Slide, open_slide
 from scripts.slides.result_folder import ResultFolder, file_stamp
+from scripts.slides.tile_overlays import write_tile_overlays
 from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
 from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region
 from tqdm import tqdm
@@ -38,6 +39,7 @@ class SlideSegmenter:
     - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
     - ``tiles.csv``: one row for each tile, see ``tile_table``;
     - ``overview.jpg``: thumbnail and density of nuclei;
+    - ``tile_typical_<n>.jpg``, ``tile_unusual_<n>.jpg``: nuclei on a few tiles, see ``tile_overlays``;
     - ``summary.json``: counts, sizes, settings; ``unread.csv``, if any: areas that could not be read.
 
     Args:
@@ -132,7 +134,8 @@ class SlideSegmenter:
             "nuclei.csv": csv_text([form.columns]),
             "tiles.csv": csv_text([TILE_COLUMNS]),
         }
-        journal = Journal(unfinished, heads, settings)
+        # files that were begun with other names of measures cannot be gone on with
+        journal = Journal(unfinished, heads, {**settings, "columns": form.columns})
         start = time.perf_counter()
         try:
             totals = self._segment(slide, tiles, region, tissue, form, Ownership(tiles, margin), journal)
@@ -164,6 +167,7 @@ class SlideSegmenter:
             "settings": settings,
         }
         write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
+        summary["overlays"] = write_tile_overlays(unfinished, slide, scale, tiles)
         write_json(unfinished / "summary.json", summary, default=str)
         results.publish()
         if tiles and not totals["nuclei"]:

@@ -14,7 +14,16 @@ from mlflow.exceptions import MlflowException
 from monai.utils import flatten_dict
 from scripts.ending import when_interrupted
 from scripts.files import read_json, write_json
-from scripts.tracking.store import absolute_uri, is_server, open_experiment, open_store, reason, stand_in
+from scripts.tracking.metric_names import grouped_name
+from scripts.tracking.store import (
+    absolute_uri,
+    how_to_look,
+    is_server,
+    open_experiment,
+    open_store,
+    reason,
+    stand_in,
+)
 from scripts.training.history import read_history
 
 __all__ = ["TrackedRun"]
@@ -24,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 class TrackedRun:
     """
-    Files a whole run in MLflow: parameters at the start, metrics after each epoch, artefacts at the end.
+    Files a whole run in MLflow: parameters at the start, metrics after each epoch, artefacts at the end, when one line
+    tells how to look at it. Metrics have the names of :func:`grouped_name` there.
 
     Tracking never costs a run that has begun. A server that is away at the start, or goes away, is told in one line,
     and everything, also what was filed before, goes to the local store instead. (MONAI's ``MLFlowHandler`` waits for
@@ -88,20 +98,22 @@ class TrackedRun:
         self._run, self._epochs, self._filed = None, {}, {}  # an engine that runs again is another run
         if self.resume and self.history is not None:
             rows = {row.pop("epoch"): row for row in read_history(self.history)}
-            self._epochs = {epoch: row for epoch, row in rows.items() if epoch <= engine.state.epoch}
+            self._epochs = {epoch: _grouped(row) for epoch, row in rows.items() if epoch <= engine.state.epoch}
         self._file()
         self._begun = True
         when_interrupted(self._interrupted)
 
     def _epoch_completed(self, engine: Engine) -> None:
-        self._epochs[engine.state.epoch] = flatten_dict(engine.state.metrics)
+        self._epochs[engine.state.epoch] = _grouped(engine.state.metrics)
         self._file()
 
     def _completed(self, engine: Engine) -> None:
         # what other handlers found when the run completed is logged, too
-        self._epochs[engine.state.epoch] = self._epochs.get(engine.state.epoch, {}) | flatten_dict(engine.state.metrics)
+        self._epochs[engine.state.epoch] = self._epochs.get(engine.state.epoch, {}) | _grouped(engine.state.metrics)
         self._file("FINISHED")
         self._begun = False
+        if self.run_id is None and not self._given_up:  # whoever made the run tells where it is
+            print(how_to_look(self.uri))
 
     def _interrupted(self) -> None:
         if self._begun:
@@ -199,3 +211,7 @@ class TrackedRun:
         except MlflowException:
             return None
         return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
+def _grouped(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {grouped_name(name): value for name, value in flatten_dict(metrics).items()}

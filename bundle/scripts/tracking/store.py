@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shlex
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -15,7 +17,16 @@ from monai.utils import path_to_uri
 from scripts.errors import DataError
 from scripts.files import atomic_path
 
-__all__ = ["absolute_uri", "is_server", "open_experiment", "open_store", "reason", "sqlite_file", "stand_in"]
+__all__ = [
+    "absolute_uri",
+    "how_to_look",
+    "is_server",
+    "open_experiment",
+    "open_store",
+    "reason",
+    "sqlite_file",
+    "stand_in",
+]
 
 # MLflow's own are 120 seconds and seven attempts: minutes in which a training stands still
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -96,6 +107,15 @@ def is_server(tracking_uri: str) -> bool:
 def sqlite_file(tracking_uri: str) -> Path | None:
     """File of a SQLite store; None for any other."""
     return Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
+
+
+def how_to_look(tracking_uri: str) -> str:
+    """Where a store is, and the command that shows a local one in a browser; a server's password is left out."""
+    path = sqlite_file(tracking_uri)
+    if path is None:
+        return f"Filed in MLflow at {re.sub('//[^/]*@', '//', tracking_uri)}"
+    uri = shlex.quote(absolute_uri(tracking_uri))
+    return f"Filed in {path.absolute()}; look at it with: mlflow ui --backend-store-uri {uri}"
 
 
 def reason(error: BaseException) -> str:
