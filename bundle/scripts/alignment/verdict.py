@@ -28,11 +28,7 @@ class Verdict:
 
 
 def judge(
-    frozen: Accuracy,
-    aligned: Accuracy,
-    chance: float,
-    control: Accuracy | None = None,
-    dice: float | None = None,
+    frozen: Accuracy, aligned: Accuracy, chance: float, control: Accuracy | None = None, dice: float | None = None
 ) -> Verdict:
     """
     Were the domains aligned? Decided by intervals, never by means alone.

@@ -128,13 +128,7 @@ class LogitsToInstancesd(MapTransform):
             logits, item["spread"] = logits[:-1], logits[-1:]
         mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
         maps = logits_to_instances(
-            logits,
-            self.threshold,
-            self.marker_depth,
-            self._min_area(mpp),
-            self.method,
-            self.targets,
-            self.min_solidity,
+            logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method, self.targets, self.min_solidity
         )
         for key, values in zip(("mask", "instances"), maps):
             item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]

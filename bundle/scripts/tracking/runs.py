@@ -15,15 +15,7 @@ from monai.utils import flatten_dict
 from scripts.ending import when_interrupted
 from scripts.files import read_json, write_json
 from scripts.tracking.metric_names import grouped_name
-from scripts.tracking.store import (
-    absolute_uri,
-    how_to_look,
-    is_server,
-    open_experiment,
-    open_store,
-    reason,
-    stand_in,
-)
+from scripts.tracking.store import absolute_uri, how_to_look, is_server, open_experiment, open_store, reason, stand_in
 from scripts.training.history import read_history
 
 __all__ = ["TrackedRun"]
