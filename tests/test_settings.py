@@ -92,6 +92,7 @@ WRONG = [
     *(("train", key, v) for key in ("patience", "num_workers", "warmup_iterations") for v in (-1, 0.5, "none of them")),
     *(("train", key, v) for key in ("resume", "amp", "compile", "start_counts") for v in ("yes", 1, 0, "maybe", [])),
     *((config, "min_area", v) for config in ("inference", "evaluate") for v in (-1, "small", math.nan, math.inf)),
+    *((config, "min_solidity", v) for config in ("inference", "wsi", "evaluate") for v in (-1, 1.1, "round", math.nan)),
     *((config, "seed", v) for config in ("train", "inference", "evaluate") for v in (-1, 1.5, "one", 2**32)),
     *((config, "device", v) for config in ("train", "inference", "wsi") for v in ("gpu", "cuda:x", 0, "cuda7", "")),
     *((config, "flips", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 4, "image")),

@@ -174,6 +174,7 @@ _NUCLEI = {
     "threshold": Setting(Between, "foreground probability from which a pixel belongs to a nucleus"),
     "instance_method": Setting(Literal["watershed", "components"], "components leaves touching nuclei together"),
     "marker_depth": Setting(_number(gt=0, le=1), "smaller values separate more touching nuclei and split more"),
+    "min_solidity": Setting(Share, "small nuclei more ragged than this are removed; 0 keeps them"),
     "flips": Setting(Literal["none", "features", "images"], "average four flips: of features (quick) or of images"),
     "tile_batch_size": Setting(Count, "tiles the network sees at once"),
     **_TILE,
