@@ -136,7 +136,7 @@ Groups = Annotated[
 ]
 Metric = Literal[
     "dice", "iou", "aji", "pq", "dq", "sq", "f1_50", "surface_dice", "hd95_px", "hd_px", "hd95_um", "hd_um",
-    "merged", "touching_merged", "split", "missed", "mostly_missed", "wrong_outline", "false", "ece", "brier",
+    "merged", "touching_merged", "palest_missed", "split", "missed", "mostly_missed", "wrong_outline", "false", "ece", "brier",
     "out_of_domain", "domain_distance", "n_true", "n_pred", "undefined",
 ]  # fmt: skip
 
@@ -335,6 +335,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_DATA,
         **_OUTPUT,
         "name": Setting(Name | None, "of the experiment, and of its folder; by default the primary domain's"),
+        "leave_out": Setting(
+            Names | None, "domains to leave out of training, one after the other, and to test on, or 'all'"
+        ),
         "only": Setting(Names | None, "variants to run, or 'all'"),
         "seeds": Setting(
             Annotated[

@@ -112,7 +112,7 @@ def test_too_few_patients_are_said_in_the_report(align, tmp_path):
         ({"ckpt_path": "nowhere/model.pt"}, "nowhere/model.pt: there is no such model file. .*--ckpt_path"),
         ({"auxiliary": "none"}, "synthetic_pink: it is the only domain.*--auxiliary"),
         ({"decoder_size": "standard"}, "has decoder_size light, and --decoder_size says standard"),
-        ({"splits": "test"}, "split must be one of"),
+        ({"splits": "test"}, "one of training, validation, testing"),
         ({"window_size": 100}, "multiple of 32"),
         ({"window_per_domain": 4}, "did you mean 'windows_per_domain'"),
     ],
