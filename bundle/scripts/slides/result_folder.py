@@ -77,7 +77,9 @@ class ResultFolder:
         self._check_replaceable()
         if not resume:
             self.discard()
-        _files(self.unfinished).add(FILES)
+        files = _files(self.unfinished)
+        files.add(FILES)
+        files.remove_partial()
         return self.unfinished
 
     def discard(self) -> None:
