@@ -39,8 +39,9 @@ def run_verbs(cases: Sequence[dict]) -> list[int]:
     return json.loads(done.stdout)
 
 
-def case(verb: str, config: str, log: Path, kill: dict | None = None, **settings) -> dict:
+def case(verb: str, config: str, log: Path, kill: dict | None, settings: dict) -> dict:
     """A case of :func:`run_verbs`, of one of the bundle's configs."""
+    settings = {key: str(value) for key, value in settings.items()}
     return {"verb": verb, "config": config, "settings": settings, "log": str(log), "kill": kill}
 
 
@@ -102,10 +103,6 @@ def _load() -> None:
     import fakes  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import monai.bundle  # noqa: F401
-    import scripts.inference.outputs
-    import scripts.preparing.prepare
-    import scripts.slides.segmenter
-    import scripts.tracking.runs
     import slides  # noqa: F401
 
 

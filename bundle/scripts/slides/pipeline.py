@@ -94,9 +94,7 @@ class TilePipeline:
         self.network_seconds = 0.0
         if self.workers:
             # not forked: the network's threads would be copied in whatever state they are
-            describers: Executor = ProcessPoolExecutor(
-                self.workers, get_context("spawn"), end_with_parent
-            )
+            describers: Executor = ProcessPoolExecutor(self.workers, get_context("spawn"), end_with_parent)
         else:
             describers = ThreadPoolExecutor(1, "describing")
         with ThreadPoolExecutor(READERS, "reading") as readers, describers:
