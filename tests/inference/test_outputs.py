@@ -266,17 +266,6 @@ def test_an_image_that_cannot_be_written_stops_no_other(tmp_path):
     assert '"nuclei"' in (out / "summary.json").read_text(encoding="utf-8")
 
 
-def test_two_at_once_do_not_share_a_folder(tmp_path):
-    from scripts.lock import only_writer
-
-    files = [save_picture(tmp_path / "in" / "a.png")]
-    with only_writer(tmp_path / "out"), pytest.raises(DataError, match="is writing there"):
-        predict(files, tmp_path / "out")
-    assert not (tmp_path / "out" / "a_mask.png").exists()
-    predict(files, tmp_path / "out")
-    assert (tmp_path / "out" / "a_mask.png").exists()
-
-
 def test_no_nucleus_at_all_is_said(tmp_path, caplog):
     file = tmp_path / "white.png"
     Image.fromarray(np.full((30, 50, 3), 250, np.uint8)).save(file)
