@@ -25,6 +25,7 @@ from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.overlays import overlay
+from scripts.out_of_domain.reference import UNUSUAL
 from scripts.owned import OwnFiles
 from torch.utils.data import get_worker_info
 
@@ -310,6 +311,9 @@ class PredictionWriter:
         self._tell_pixel_sizes()
         if self.rows and not totals["nuclei"]:
             logger.warning("%s: no nucleus was found in any of %d images", self.output_dir, len(self.rows))
+        if self.rows and all(row.get("out_of_domain", 0) > UNUSUAL for row in self.rows):
+            what = "none of %d images is like those of training (out_of_domain): nuclei may be wrong"
+            logger.warning(f"%s: {what}", self.output_dir / "summary.csv", len(self.rows))
 
     def _tell_pixel_sizes(self) -> None:
         """One line where nobody said how large pixels are, one where nuclei say that it was not so."""
