@@ -23,6 +23,7 @@ DERIVED = {
     "is_not_rank0",
     "training_mode",
     "run_dir",
+    "parent_name",
     "run_params",
     "run",
 }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 from scripts.errors import DataError, root_cause
 
-__all__ = ["end_clearly", "when_interrupted"]
+__all__ = ["end_clearly", "end_with_parent", "when_interrupted"]
 
 _callbacks: list[Callable[[], None]] = []
 
@@ -41,6 +42,8 @@ def end_clearly(how_to_go_on: str) -> None:
             _print_cause_last(kind, error, trace)
 
     sys.excepthook = hook
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_says_something)
     ours = threading.current_thread() is threading.main_thread()
     if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
@@ -51,9 +54,20 @@ def when_interrupted(callback: Callable[[], None]) -> None:
     _callbacks.append(callback)
 
 
+def end_with_parent() -> None:
+    """In a worker process: Ctrl-C, which reaches all of them, is the parent's to answer, without tracebacks of each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _terminate(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop what ends the run
     raise Terminated
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Ignite tells of exceptions by their text, and an interruption has none."""
+    return not (record.name.startswith("ignite") and record.getMessage().endswith("due to exception: "))
 
 
 def _print_cause_last(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from scripts.errors import DataError
 from scripts.files import finished_name
 
-__all__ = ["LIST", "OwnFiles", "remove_own_folder"]
+__all__ = ["LIST", "LOCK", "OwnFiles", "remove_own_folder"]
 
 LIST = ".ama_sam_files"  # in a folder: "+name" for each file there that we wrote, "-name" once we removed it
+LOCK = ".ama_sam.lock"  # in a folder while a process writes there, see ``scripts.lock``
 LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # nobody's, and always there
 
 
@@ -76,6 +77,19 @@ class OwnFiles:
             path.unlink()
             self._append(f"-{name}\n")  # the next file of that name may be another's
             self._listed.discard(name)
+
+    def remove_partial(self, folders: Iterable[str] = ()) -> None:
+        """
+        Remove what a kill left of files that were being written, in a folder with a list, in its sub-folders with
+        listed files and in those named. No other process may be writing there.
+        """
+        if not (self.folder / LIST).is_file():
+            return
+        names = {".", *folders, *(os.path.dirname(name) for name in self)}
+        for folder in sorted(self.folder / name for name in names):
+            for path in folder.glob(".*.partial*"):
+                if finished_name(path.name) and path.is_file() and not path.is_symlink():
+                    path.unlink()
 
     def others(self) -> list[Path]:
         """What lies directly in the folder and is not ours, folders included."""

@@ -317,3 +317,10 @@ def test_an_empty_split_is_an_error_where_images_are_required(folder):
     assert load_items([alpha], "testing") == []
     with pytest.raises(DataError, match="split: no image of alpha is in the split 'testing'"):
         load_items([alpha], "testing", required=True)
+
+
+def test_a_domain_without_an_image_in_the_split_is_said(folder, caplog):
+    beta, alpha = domain_list(folder, "beta", "alpha")
+    items = load_items([beta, {**alpha, "datalist": {"training": []}}], "testing", required=True)
+    assert {item["domain_name"] for item in items} == {"beta"}
+    assert f"{folder / 'alpha'}: it has no image in the split 'testing' and is left out" in caplog.text

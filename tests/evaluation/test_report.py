@@ -188,3 +188,13 @@ def test_overlay_draws_outlines_only(kind):
     assert drawn[:24].any(), "the title is written"
     large = overlay(np.zeros((3, 8, 1100)), np.zeros((8, 1100), int))
     assert large.shape == (8, 1100, 3)
+
+
+def test_labels_and_predictions_without_nuclei_are_said(tmp_path, caplog):
+    empty = np.zeros((60, 60), np.int32)
+    evaluate([sample("a", "tnbc", 0, label=empty), sample("b", "tnbc", None)], EvaluationReport(tmp_path))
+    assert "1 of 2 labels have no nucleus (n_true 0)" in caplog.text
+    assert "2 of 2 predictions have no nucleus (n_pred 0)" in caplog.text
+    caplog.clear()
+    evaluate([sample("c", "tnbc", 1)], EvaluationReport(tmp_path))
+    assert "no nucleus" not in caplog.text

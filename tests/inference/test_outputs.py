@@ -20,6 +20,7 @@ from scripts.data.images import list_images
 from scripts.data.readers import LoadNucleid
 from scripts.errors import DataError
 from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset
+from scripts.out_of_domain.reference import DomainScore
 from scripts.owned import LIST
 
 
@@ -266,20 +267,22 @@ def test_an_image_that_cannot_be_written_stops_no_other(tmp_path):
     assert '"nuclei"' in (out / "summary.json").read_text(encoding="utf-8")
 
 
-def test_two_at_once_do_not_share_a_folder(tmp_path):
-    from scripts.lock import only_writer
-
-    files = [save_picture(tmp_path / "in" / "a.png")]
-    with only_writer(tmp_path / "out"), pytest.raises(DataError, match="is writing there"):
-        predict(files, tmp_path / "out")
-    assert not (tmp_path / "out" / "a_mask.png").exists()
-    predict(files, tmp_path / "out")
-    assert (tmp_path / "out" / "a_mask.png").exists()
-
-
 def test_no_nucleus_at_all_is_said(tmp_path, caplog):
     file = tmp_path / "white.png"
     Image.fromarray(np.full((30, 50, 3), 250, np.uint8)).save(file)
     with caplog.at_level(logging.WARNING):
         predict([file], tmp_path / "out")
     assert "no nucleus was found in any of 1 images" in caplog.text
+
+
+@pytest.mark.parametrize("last, told", [(0.99, True), (0.4, False)])
+def test_that_no_image_is_like_those_of_training_is_said(tmp_path, caplog, last, told):
+    files = [save_picture(tmp_path / "in" / f"{name}.png") for name in "ab"]
+    scores = {str(files[0]): 0.96, str(files[1]): last}
+
+    def score(item):
+        value = scores[item["image"].meta["filename_or_obj"]]
+        return {**dark_is_nucleus(item), "domain_score": DomainScore(value, 3.0, "tnbc")}
+
+    predict(files, tmp_path / "out", postprocessing=score)
+    assert ("none of 2 images is like those of training" in caplog.text) == told

@@ -75,19 +75,16 @@ def test_a_model_without_backbone_entry_is_passed_over(models, cache):
     assert find_backbone_weights("vit_t", models_dir=models) == cache / "mobile_sam.pt"
 
 
-def test_download_is_verified_and_lands_in_the_cache(cache, monkeypatch, tmp_path):
-    """Served from a local file: the real download function, so that its arguments and the sha256 are tested too."""
+def test_download_is_verified_and_lands_in_the_cache(cache, monkeypatch, server):
     monkeypatch.undo()
     monkeypatch.setenv("AMA_SAM_CACHE", str(cache))
-    source = tmp_path / "served.pt"
-    source.write_bytes(b"weights")
-    right = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", source.as_uri(), "0" * 64))
+    address = f"{server['url']}/x"
+    monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", address, "0" * 64))
     with pytest.raises(DataError, match="mobile_sam.pt.*downloading"):
         find_backbone_weights("vit_t")
     assert list(cache.iterdir()) == []
-    monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", source.as_uri(), right))
-    assert find_backbone_weights("vit_t").read_bytes() == b"weights"
+    monkeypatch.setitem(OFFICIAL_WEIGHTS, "vit_t", Weights("mobile_sam.pt", address, SHA256))
+    assert find_backbone_weights("vit_t").read_bytes() == CONTENT
     assert [f.name for f in cache.iterdir()] == ["mobile_sam.pt"]
 
 

@@ -27,6 +27,15 @@ def test_a_file_is_fetched_once_and_checked(server, tmp_path):
     assert len(server["requests"]) == 1 and [p.name for p in path.parent.iterdir()] == ["x.zip"]
 
 
+@pytest.mark.parametrize(
+    "address", ["file:///etc/hostname", "FILE:/etc/hostname", "ftp://127.0.0.1/x", "/etc/hostname"]
+)
+def test_only_addresses_on_the_web_are_fetched(tmp_path, address):
+    with pytest.raises(DataError, match="it is no address on the web"):
+        fetch(address, tmp_path / "x.zip")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["cut", "norange"])
 def test_a_broken_download_goes_on(server, tmp_path, kind):
     with pytest.raises(DataError, match="broke off.*again to go on"):
@@ -68,7 +77,7 @@ def test_an_unknown_checksum_is_told(server, tmp_path, caplog):
 def test_what_cannot_be_fetched(server, tmp_path):
     with pytest.raises(DataError, match="404"):
         fetch(f"{server['url']}/nowhere", tmp_path / "x.zip")
-    with pytest.raises(DataError, match="nonsense.*unknown url"):
+    with pytest.raises(DataError, match="nonsense: it is no address on the web"):
         fetch("nonsense", tmp_path / "x.zip")
     with pytest.raises(DataError, match="no address.*Kaggle.*set source"):
         download_dataset("x", {"get": "Get it from Kaggle."}, tmp_path)

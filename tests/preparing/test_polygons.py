@@ -97,6 +97,13 @@ def test_touching_itself_is_no_crossing_and_a_hole_behind_a_bridge_stays_a_hole(
         assert problems(instances) == [] and instances.label.sum() == 144 - 16 and instances.label[5, 5] == 0
 
 
+def test_very_many_corners_at_random_are_drawn():
+    """Every edge crosses thousands of others: to look at all crossings of a block of edges took 22 seconds."""
+    ring = np.random.default_rng(0).uniform(5, 295, (100_000, 2))
+    instances = draw(ring, shape=(300, 300))
+    assert problems(instances) == ["self-crossing polygon"] and instances.label[10:290, 10:290].mean() > 0.9
+
+
 @pytest.mark.parametrize("crossing", [False, True])
 def test_very_many_corners_are_drawn(crossing):
     """A hundred thousand: what compares all pixels or all edges with all corners takes minutes, and gigabytes."""

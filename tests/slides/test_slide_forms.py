@@ -8,7 +8,7 @@ import tifffile
 from scripts.data.readers import read_image
 from scripts.errors import DataError
 from scripts.slides.listing import list_slides
-from scripts.slides.reading import open_slide
+from scripts.slides.reading import dicom_series, open_slide
 from scripts.slides.tiles import TissueMap
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
@@ -145,3 +145,34 @@ def test_tissue_is_found_on_tinted_glass(tmp_path, glass, tissue):
         tifffile.imwrite(tmp_path / f"{name}.tif", values, **{**TILED, **options})
         tissue_map = TissueMap(open_slide(tmp_path / f"{name}.tif"), (0, 0, 1024, 1024), 0.25)
         assert tissue_map.mask.mean() == pytest.approx(1 / 8, rel=0.06), name
+
+
+def test_tiles_that_were_never_written_are_glass_on_a_slide_and_refused_in_an_image(tmp_path):
+    """Scanners leave out what they did not scan; an image of which parts are missing was not copied whole."""
+    tiles = [PIXELS[:64, :64], None, PIXELS[:64, 64:128], PIXELS[64:128, :64]]
+    options = {**TILED, "photometric": "rgb", "shape": (128, 128, 3), "dtype": np.uint8}
+    tifffile.imwrite(tmp_path / "x.tif", iter(tiles), **options)
+    pixels, bad = open_slide(tmp_path / "x.tif").read(0, 0, 128, 128, 1.0)
+    assert not bad and (pixels[:64, 64:] == 255).all()
+    np.testing.assert_array_equal(pixels[64:, :64], PIXELS[:64, 64:128])
+    with pytest.raises(DataError, match="x.tif: the file cannot be read .*never written"):
+        read_image(tmp_path / "x.tif")
+
+
+def test_a_dicom_slide_counts_once_whatever_its_files(tmp_path, monkeypatch):
+    """One file for each level; the same series in another folder is another copy, and what has no series stays."""
+    series = {"a/1.dcm": "x", "a/2.dcm": "x", "a/3.dcm": "y", "a/4.dcm": None, "a/5.dcm": None, "b/1.dcm": "x"}
+    for name in series:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(
+        "scripts.slides.listing.dicom_series", lambda path: series[path.relative_to(tmp_path).as_posix()]
+    )
+    kept = [str(tmp_path / name) for name in series if name != "a/2.dcm"]
+    assert list_slides(tmp_path) == kept
+    assert list_slides(tmp_path / "a" / "2.dcm") == [str(tmp_path / "a" / "2.dcm")], "what is named is taken"
+
+
+def test_a_dicom_file_that_cannot_be_opened_has_no_series(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"nothing")
+    assert dicom_series(tmp_path / "a.dcm") is None

@@ -139,6 +139,20 @@ def test_nuclei_larger_than_the_margin_are_counted(bundle_root, small_drawing, t
     assert "raise --margin_um" in caplog.text
 
 
+def test_a_slide_that_is_like_nothing_of_training_is_told(bundle_root, small_drawing, tmp_path, caplog, monkeypatch):
+    path = save_slide(tmp_path / "a.tif", small_drawing, MPP)
+    scores = iter([0.99] * 1000)
+    monkeypatch.setattr(
+        "scripts.slides.segmenter.tile_domain",
+        lambda *_: {"out_of_domain": next(scores), "domain_distance": 9.0, "nearest_domain": "tnbc"},
+    )
+    segment_slide(bundle_root, path, tmp_path / "out")
+    assert caplog.text.count("no tile is like the tissue of training") == 1
+    scores = iter([0.5] + [0.99] * 1000)
+    segment_slide(bundle_root, path, tmp_path / "out2")
+    assert caplog.text.count("no tile is like the tissue of training") == 1
+
+
 # --- bad input
 
 
@@ -169,7 +183,9 @@ def test_a_slide_without_tissue_is_a_valid_empty_result(bundle_root, tmp_path, c
     assert read_geojson(folder / "nuclei.geojson") == [] == read_table(folder / "nuclei.csv")
     assert json.loads((folder / "summary.json").read_text())["nuclei"] == 0
     assert (folder / "overview.jpg").is_file()
+    assert "no nucleus was found" not in caplog.text, "that no tissue was found says it"
     folder = segment_slide(bundle_root, path, tmp_path / "out", tissue_threshold=0)
+    assert "no nucleus was found in any of" in caplog.text
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["tiles"] > 0 == summary["nuclei"] == summary["tiles_without_tissue"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ __all__ = [
     "training_domains",
     "training_mpp",
 ]
+
+logger = logging.getLogger(__name__)
 
 GROUP_KEYS = ("patient", "field", "group")
 REQUIRED_KEYS = {"name", "role", "root"}
@@ -163,7 +166,7 @@ def load_items(
         limit_groups: keep only the first so many groups of the primary's training part, in sorted order, for
             experiments with little data.
 
-    With ``required`` there must be an item in some domain.
+    With ``required`` there must be an item in some domain, and domains without any are told.
 
     Returns:
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is
@@ -208,6 +211,10 @@ def load_items(
     if required and not items:
         names = ", ".join(domain["name"] for domain in domains)
         raise DataError("split", f"no image of {names} is in the split '{split}'", "Choose another --split.")
+    if required:
+        for domain in domains:
+            if domain["name"] not in {item["domain_name"] for item in items}:
+                logger.warning("%s: it has no image in the split '%s' and is left out", domain["root"], split)
     return items
 
 

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
 from scripts.data.holding_out import training_span
 from scripts.errors import DataError, root_cause
-from scripts.files import atomic_path
+from scripts.files import atomic_path, finished_name
 from scripts.nuclei.targets import CHANNELS
 from scripts.owned import OwnFiles
 from tqdm import tqdm
@@ -28,6 +31,8 @@ from tqdm import tqdm
 __all__ = ["FeatureDataset", "cache_usage", "clear_cache", "training_dataset"]
 
 CACHE_MODES = ("on", "off")
+LEFT = 3600  # seconds after which nobody writes a file any longer
+_STORED = re.compile(r"[0-9a-f]{64}\.pt")
 
 
 def training_dataset(
@@ -183,6 +188,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         missing = self.missing()
         if not missing:
             return self
+        self._remove_partial()
         needed = self.bytes_needed(len(missing))
         free = shutil.disk_usage(self.cache_dir).free
         size = f"at most {needed / 1e9:.2f} GB"
@@ -209,6 +215,13 @@ class FeatureDataset(PersistentDataset, Randomizable):
             more = "".join(f"\n{error}" for error in others)
             raise DataError(first.path, first.problem, first.hint + more)
         return self
+
+    def _remove_partial(self) -> None:
+        """Remove what kills left half-written; other runs may be writing here at this moment."""
+        for path in self.cache_dir.glob(".*.partial.pt"):
+            with suppress(FileNotFoundError):
+                if _STORED.fullmatch(finished_name(path.name) or "") and path.stat().st_mtime < time.time() - LEFT:
+                    path.unlink()
 
     def bytes_needed(self, windows: int) -> int:
         """Upper bound of the space that so many stored windows take."""

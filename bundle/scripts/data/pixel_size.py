@@ -56,7 +56,11 @@ def stated_mpp(path: str | os.PathLike) -> float | None:
 def tiff_mpp(path: Path, tiff: tifffile.TiffFile) -> float | None:
     """See :func:`stated_mpp`; of the largest picture, for labels and thumbnails may come first."""
     if tiff.is_ome:
-        pictures = ElementTree.fromstring(tiff.ome_metadata).findall(".//{*}Pixels")
+        try:
+            pictures = ElementTree.fromstring(tiff.ome_metadata).findall(".//{*}Pixels")
+        except ElementTree.ParseError as error:  # expat ends what entities blow up
+            hint = "Save it again from the program that wrote it."
+            raise DataError(path, f"its description as OME-XML cannot be read ({error})", hint) from error
         pixels = max(pictures, key=lambda one: number(one.get("SizeX")) or 0, default=None)
         if pixels is not None and "PhysicalSizeX" in pixels.attrib:
             sides = []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from scripts.owned import OwnFiles
 from scripts.processes import gather
 
 __all__ = ["EvaluationReport", "summarise"]
+
+logger = logging.getLogger(__name__)
 
 IDENTITY = ("file", "domain", "mpp", "nearest_domain")
 
@@ -105,9 +108,17 @@ class EvaluationReport:
         if idist.get_rank() == 0:
             self._write_tables(summaries, overall)
             print(_table({**summaries, **overall}))
+            self._tell_empty()
         self._write_overlays(names, own)
         for name, summary in summaries.items():
             engine.state.metrics.update({f"{name}/{key}": _headline(value) for key, value in summary.items()})
+
+    def _tell_empty(self) -> None:
+        for of, column in (("labels have no nucleus", "n_true"), ("predictions have no nucleus", "n_pred")):
+            empty = sum(not row[column] for row in self.rows)
+            if empty:
+                table = self.files.folder / "metrics.csv"
+                logger.warning("%s: %d of %d %s (%s 0)", table, empty, len(self.rows), of, column)
 
     def _write_tables(self, summaries: dict[str, Any], overall: dict[str, Any]) -> None:
         # images of unknown mpp have no micrometres: the columns are those that any image has

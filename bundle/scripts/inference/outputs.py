@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from PIL import Image
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path, read_json, write_json, write_table
 from scripts.inference.output_names import output_names
-from scripts.lock import only_writer
 from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat, write_nuclei
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
@@ -27,6 +25,7 @@ from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.overlays import overlay
+from scripts.out_of_domain.reference import UNUSUAL
 from scripts.owned import OwnFiles
 from torch.utils.data import get_worker_info
 
@@ -191,8 +190,6 @@ class PredictionWriter:
 
     def _reset(self, engine: Engine) -> None:
         self.rows = []
-        self._stack = ExitStack()
-        self._stack.enter_context(only_writer(self.output_dir))
         self._thread = ThreadPoolExecutor(1, "writing")
 
     def _start_clock(self, engine: Engine) -> None:
@@ -223,7 +220,6 @@ class PredictionWriter:
                 raise
 
     def _stop(self) -> None:
-        self._stack.close()
         self._thread.shutdown(cancel_futures=True)
 
     def _fail(self, file: str, problem: str) -> None:
@@ -312,10 +308,12 @@ class PredictionWriter:
         write_table(self.files.path("summary.csv"), self.rows, columns)
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
         write_json(self.files.path("summary.json"), {**totals, "files": self.rows})
-        self._stack.close()
         self._tell_pixel_sizes()
         if self.rows and not totals["nuclei"]:
             logger.warning("%s: no nucleus was found in any of %d images", self.output_dir, len(self.rows))
+        if self.rows and all(row.get("out_of_domain", 0) > UNUSUAL for row in self.rows):
+            what = "none of %d images is like those of training (out_of_domain): nuclei may be wrong"
+            logger.warning(f"%s: {what}", self.output_dir / "summary.csv", len(self.rows))
 
     def _tell_pixel_sizes(self) -> None:
         """One line where nobody said how large pixels are, one where nuclei say that it was not so."""

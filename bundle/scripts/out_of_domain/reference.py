@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from scripts.errors import DataError
 from sklearn.covariance import LedoitWolf
 
-__all__ = ["WINDOW", "DomainReference", "DomainScore", "window_features"]
+__all__ = ["UNUSUAL", "WINDOW", "DomainReference", "DomainScore", "window_features"]
 
 WINDOW = 256  # pixels: side of the windows over which features are averaged
 FOLDS = 5
+UNUSUAL = 0.95  # ``DomainScore.out_of_domain`` above which an image is unlike those of training
 
 
 def window_features(features: Sequence[torch.Tensor], strides: Sequence[int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from scripts.owned import OwnFiles
 from scripts.preparing.converting import DOMAIN_FILES
 from scripts.preparing.stains import STAINS
 
-__all__ = ["WORK", "check_domain_folders", "check_places"]
+__all__ = ["WORK", "check_domain_folders", "check_places", "domain_folders"]
 
 WORK = ".preparing"  # in the folder of domains: what was done so far, hidden from the domain list
 
@@ -28,13 +28,18 @@ def check_places(name: str, source: Path, output_dir: Path) -> None:
 
 def check_domain_folders(name: str, entry: Mapping, output_dir: Path, work: Path) -> None:
     """DataError when a domain's folder holds files of somebody else: they are never mixed with prepared ones."""
-    ends = {part.get("domain") or "" for part in entry["parts"]}
-    if entry.get("domain_by") == "stain":
-        ends = {f"{end}_{stain}" for end in ends for stain in STAINS}
-    for folder in sorted(output_dir / f"{name}{end}" for end in ends):
+    for folder in domain_folders(name, entry, output_dir):
         ours = DOMAIN_FILES[0] in OwnFiles(folder) or folder.name in _prepared_earlier(work)
         if not ours and os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
             raise DataError(folder, "it exists, and was not prepared by this verb", "Move it away, or set name.")
+
+
+def domain_folders(name: str, entry: Mapping, output_dir: Path) -> list[Path]:
+    """The folders that the domains of a data set may get."""
+    ends = {part.get("domain") or "" for part in entry["parts"]}
+    if entry.get("domain_by") == "stain":
+        ends = {f"{end}_{stain}" for end in ends for stain in STAINS}
+    return sorted(output_dir / f"{name}{end}" for end in ends)
 
 
 def _prepared_earlier(work: Path) -> set[str]:

@@ -155,7 +155,12 @@ def _crosses_itself(ring: np.ndarray) -> bool:
         return False
     edges = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
     tree = shapely.STRtree(edges)
-    return any(tree.query(edges[i : i + BLOCK], predicate="crosses").size for i in range(0, len(edges), BLOCK))
+    start, block = 0, 1  # few at first: where corners lie at random, any edge crosses thousands
+    while start < len(edges):
+        if tree.query(edges[start : start + block], predicate="crosses").size:
+            return True
+        start, block = start + block, min(2 * block, BLOCK)
+    return False
 
 
 def _inside(ring: np.ndarray, size: tuple[int, int], nonzero: bool) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scripts.data.domains import SPLITS
 from scripts.data.readers import read_image
+from scripts.ending import end_with_parent
 from scripts.errors import DataError
 from scripts.files import has_columns, read_json, sha256_of, write_json, write_table
 from scripts.owned import OwnFiles
@@ -21,7 +22,7 @@ from scripts.preparing.converting import DOMAIN_FILES, Task, convert, file_names
 from scripts.preparing.download import download_dataset
 from scripts.preparing.formats.reading import find_samples
 from scripts.preparing.layouts import Sample, Skipped
-from scripts.preparing.places import WORK, check_domain_folders, check_places
+from scripts.preparing.places import WORK, check_domain_folders, check_places, domain_folders
 from scripts.preparing.registry import choose_dataset
 from scripts.preparing.source import Source, fingerprint, open_source
 from scripts.preparing.splitting import assign_splits, published_splits
@@ -94,6 +95,8 @@ def prepare(
     own = OwnFiles(output_dir, [table] if has_columns(output_dir / table, COLUMNS) else ())
     own.check([table])
     check_domain_folders(name, entry, output_dir, work)
+    for folder in domain_folders(name, entry, output_dir):
+        OwnFiles(folder).remove_partial(("images", "labels"))
     opened, samples, skipped = _find(source, entry, work / "sources")
     records = _convert(samples, name, entry, output_dir, work, key, workers)
     rows = [problem("error", s.finding.problem, image=s.file, detail=s.finding.detail) for s in skipped]
@@ -147,7 +150,7 @@ def _convert(
     progress = {"total": len(tasks), "desc": f"preparing {name}", "unit": "image"}
     if workers == 1:
         return list(tqdm(map(convert, tasks), **progress))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         return list(tqdm(pool.map(convert, tasks, chunksize=1), **progress))
 
 

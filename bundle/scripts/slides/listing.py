@@ -112,6 +112,8 @@ def segment_slides(
     index, count = _parse_shard(shard)
     index, count = index + count * rank, count * world_size
     slides = list(folders)[index::count]
+    if not slides:
+        logger.warning("shard %d of %d: %d slides leave none for it", index, count, len(folders))
     report = "errors.csv" if count == 1 else f"errors_{index}_of_{count}.csv"
     files = OwnFiles(output_dir, [report] if has_columns(Path(output_dir) / report, ERROR_COLUMNS) else ())
     files.check([report])

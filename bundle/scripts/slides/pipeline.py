@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from scipy.special import expit
+from scripts.ending import end_with_parent
 from scripts.nuclei.measures import Nucleus, describe_nuclei
 from scripts.out_of_domain.scoring import DomainDistance
 from scripts.slides.reading import Slide
@@ -93,7 +94,7 @@ class TilePipeline:
         self.network_seconds = 0.0
         if self.workers:
             # not forked: the network's threads would be copied in whatever state they are
-            describers: Executor = ProcessPoolExecutor(self.workers, get_context("spawn"))
+            describers: Executor = ProcessPoolExecutor(self.workers, get_context("spawn"), end_with_parent)
         else:
             describers = ThreadPoolExecutor(1, "describing")
         with ThreadPoolExecutor(READERS, "reading") as readers, describers:

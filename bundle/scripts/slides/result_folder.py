@@ -78,7 +78,9 @@ class ResultFolder:
         self._check_replaceable()
         if not resume:
             self.discard()
-        _files(self.unfinished).add([*FILES, *TILE_OVERLAYS])
+        files = _files(self.unfinished)
+        files.add([*FILES, *TILE_OVERLAYS])
+        files.remove_partial()
         return self.unfinished
 
     def discard(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scripts.out_of_domain.reference import UNUSUAL
 from scripts.out_of_domain.scoring import DomainDistance
 from scripts.slides.pipeline import SlideWindow
 from scripts.slides.tiles import Tile, TissueMap
@@ -14,7 +15,6 @@ __all__ = ["TILE_COLUMNS", "domain_summary", "tile_domain", "tile_row"]
 
 # x to height is the tile's core in level-0 pixels; the last three are a DomainScore
 TILE_COLUMNS = ("x", "y", "width", "height", "nuclei", "out_of_domain", "domain_distance", "nearest_domain")
-UNUSUAL = 0.95  # out-of-domain score from which a tile is unusual
 
 
 def tile_row(tile: Tile, scale: float, nuclei: int, domain: Mapping[str, Any] | None) -> tuple:

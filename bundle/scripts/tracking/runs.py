@@ -113,7 +113,8 @@ class TrackedRun:
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
         if self._run is not None:
-            self._file("FAILED")
+            self._file("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self._begun = False
         raise error
 
     def _file(self, status: str | None = None) -> None:
