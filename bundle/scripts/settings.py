@@ -136,8 +136,8 @@ Groups = Annotated[
 ]
 Metric = Literal[
     "dice", "iou", "aji", "pq", "dq", "sq", "f1_50", "surface_dice", "hd95_px", "hd_px", "hd95_um", "hd_um",
-    "merged", "touching_merged", "palest_missed", "split", "missed", "mostly_missed", "wrong_outline", "false", "ece", "brier",
-    "out_of_domain", "domain_distance", "n_true", "n_pred", "undefined",
+    "merged", "touching_merged", "palest_missed", "split", "missed", "mostly_missed", "wrong_outline", "false",
+    "ece", "brier", "out_of_domain", "domain_distance", "n_true", "n_pred", "undefined",
 ]  # fmt: skip
 
 _ROOT = {"bundle_root": Setting(Folder, "folder of the bundle")}
