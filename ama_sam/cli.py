@@ -43,9 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     try:
         settings = _settings(name, command, arguments[1:])
+        return _run(command, settings)
     except DataError as error:
         return _refused(str(error))
-    return _run(command, settings)
+    except KeyboardInterrupt:
+        if sys.excepthook is not sys.__excepthook__:  # the verb has begun, and says how to go on
+            raise
+        print("\nInterrupted before anything was done.", file=sys.stderr)
+        return 130
 
 
 def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:

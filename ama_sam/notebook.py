@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Nuclei", "Segmenter", "load"]
 
+_OF_FILES = {"mpp", "dataset_dir", "output_dir", "outputs", "label_format"}  # settings of images and of what is written
+
 
 @dataclass(frozen=True)
 class Nuclei:
@@ -46,7 +48,8 @@ def load(model: str | os.PathLike | None = None, device: str | None = None, **se
     Args:
         model: the model file; by default the shipped one.
         device: ``cpu``, ``cuda`` ...; by default a GPU where there is one.
-        settings: other keys of ``configs/inference.json``, such as ``threshold`` or ``flips``.
+        settings: other keys of ``configs/inference.json``, such as ``threshold`` or ``flips``; not ``mpp``, which is of
+            each image.
 
     Raises:
         DataError: for a setting that is not known or not allowed, or a model that cannot be read.
@@ -70,6 +73,10 @@ class Segmenter:
         given |= {} if model is None else {"ckpt_path": os.path.abspath(model)}
         given |= {} if device is None else {"device": device}
         for key in given:
+            if key in _OF_FILES:
+                raise DataError(
+                    key, "it says nothing of a model", "Give mpp to segment(); files are written by the command"
+                )
             if key not in SETTINGS["inference"]:
                 raise DataError(
                     key, f"there is no such setting{nearest(key, SETTINGS['inference'])}", "See inference.json"
@@ -100,7 +107,10 @@ class Segmenter:
             DataError: when the image cannot be read, or mpp is out of range.
         """
         from scripts.data.images import list_images
+        from scripts.errors import DataError
 
+        if isinstance(mpp, str):
+            raise DataError("mpp", f"'{mpp}' is no number", "Give one, or use ama-sam segment --mpp estimate")
         if isinstance(image, (str, os.PathLike)):
             item = list_images(image, mpp)
             if len(item) != 1 or Path(image).is_dir():

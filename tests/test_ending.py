@@ -26,7 +26,10 @@ except OSError as error:
 
 def end(bundle_root, number: int) -> tuple[int, list[str]]:
     program = PROGRAM.format(root=str(bundle_root), number=number)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    # what a shell starts in the background ignores SIGINT, and so does all that it starts
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=heed)
     return done.returncode, done.stderr.strip().splitlines()
 
 

@@ -198,3 +198,37 @@ def test_extras_are_what_the_requirement_files_say(monkeypatch):
     extras = given["extras_require"]
     assert extras.keys() == {"label", "export", "dev"} and set(extras["export"]) < set(extras["dev"])
     assert not [line for lines in extras.values() for line in lines if line.startswith(("-", "#"))]
+
+
+@pytest.mark.parametrize("settings", [{"mpp": 0.5}, {"output_dir": "x"}])
+def test_load_refuses_what_is_of_an_image_or_a_file(model, settings):
+    from ama_sam import load
+
+    with pytest.raises(DataError, match="says nothing of a model. Give mpp to segment"):
+        load(model, **settings)
+
+
+def test_an_estimate_is_not_promised_in_notebooks(model, tile):
+    from ama_sam import load
+
+    with pytest.raises(DataError, match="'estimate' is no number"):
+        load(model, "cpu").segment(tile, mpp="estimate")
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path, tile, capsys):
+    from ama_sam.cli import main
+
+    (tmp_path / "file").write_text("x")
+    assert main(["segment", str(tile), "-o", str(tmp_path / "file" / "out")]) == 1
+    assert "output_dir" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_work_is_one_line(monkeypatch, tile, capsys):
+    from ama_sam import cli
+
+    def interrupted(command, settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main(["segment", str(tile)]) == 130
+    assert capsys.readouterr().err.strip() == "Interrupted before anything was done."

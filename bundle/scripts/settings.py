@@ -55,7 +55,10 @@ def _is_path(value: Any) -> Any:
 
 def _is_folder(value: str) -> str:
     # a name of more than 255 bytes cannot be one, and os.path.exists says no then
-    if os.path.exists(value) and not os.path.isdir(value):
+    place = os.path.abspath(value)
+    while not os.path.exists(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
         raise ValueError("not a folder")
     return value
 

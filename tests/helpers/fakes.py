@@ -16,6 +16,7 @@ from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.loading import save_model
 from scripts.networks.sam_encoders import FrozenEncoder, build_encoder, load_backbone
+from scripts.nuclei.targets import channel_count
 from scripts.training.checkpoints import read_checkpoint
 from torch import nn
 
@@ -84,13 +85,15 @@ TINY_TRAINING = {
 }
 
 
-def tiny_model(path: Path, size: str = "light", seed: int = 1) -> Path:
+def tiny_model(path: Path, size: str = "light", seed: int = 1, targets: str = "distance") -> Path:
     """A model file of the tiny preset with a random decoder."""
     encoder, weights = tiny_encoder(path.parent)
     weights.unlink()
     torch.manual_seed(seed)
-    decoder = HRDecoder(in_channels=encoder.channels, strides=encoder.strides, size=size, out_channels=2)
-    save_model(path, AMASAM(encoder, decoder), {"seed": seed}, {"version": "0", "mpp": 0.25, "domains": []})
+    decoder = HRDecoder(
+        in_channels=encoder.channels, strides=encoder.strides, size=size, out_channels=channel_count(targets)
+    )
+    save_model(path, AMASAM(encoder, decoder, targets), {"seed": seed}, {"version": "0", "mpp": 0.25, "domains": []})
     return path
 
 
@@ -106,7 +109,7 @@ def tiny_bundle(bundle_root: Path, folder: Path, **changes: dict) -> Path:
     shutil.copytree(bundle_root / "configs", folder / "configs")
     shutil.copytree(bundle_root / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "models").mkdir()
-    tiny_model(folder / "models" / "model.pt")
+    tiny_model(folder / "models" / "model.pt", targets="hv")  # as the configs' network_def
     small = {"backbone": "vit_test", "decoder_size": "light", "tile_size": 256}
     settings = {"train": TINY_TRAINING, "inference": small, "wsi": {"tile_size": 512}, "evaluate": {"tile_size": 256}}
     for name, values in settings.items():

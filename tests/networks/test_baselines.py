@@ -147,8 +147,8 @@ def test_a_baselines_config_replaces_the_decoder_and_nothing_else(bundle_root, b
     parser["image_encoder"] = {"_target_": "scripts.networks.sam_encoders.build_encoder", "backbone": "vit_test"}
     network = parser.get_parsed_content("network_def")
     assert isinstance(network, AMASAM) and type(network.decoder) is type(build(baseline))
-    assert network.decoder.out_channels == 2
-    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)
+    assert network.decoder.out_channels == 3
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
     overlay = ConfigParser.load_config_file(configs / "baselines" / f"{baseline}.json")
     assert set(overlay) <= {"network_def::decoder", "decoder_checkpoint"}
 

@@ -122,7 +122,11 @@ def test_the_verb_adds_statistics_to_a_model_that_lacks_them(bundle_root, tmp_pa
     save_model(path, AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light")), {})
     before = read_model_file(path)
     options = {"domain_images": 4, "tile_size": 256}
-    options |= {"dataset_dir": str(make_synthetic(tmp_path / "synthetic")), "ckpt_path": str(path), "auxiliary": "synthetic_dark"}
+    options |= {
+        "dataset_dir": str(make_synthetic(tmp_path / "synthetic")),
+        "ckpt_path": str(path),
+        "auxiliary": "synthetic_dark",
+    }
     open_verb(bundle_root, "align", None, run_id="describing_domains", **options).run()
     after = read_model_file(path)
     reference = DomainReference.of_model(after)

@@ -151,7 +151,7 @@ class TrackedVerb(FakeVerb):
         super().__init__(verb)
         self.folder, self.cut, self.name = folder, cut, name
 
-    def run(self, folder, settings, config=None, threads=None):
+    def run(self, folder, settings, config=None, threads=None, progress=None):
         self.calls.append(settings)
         if self.cut is not None and settings["run_name"] == self.name:
             self.cut()
@@ -208,7 +208,7 @@ def test_a_child_whose_result_is_nowhere_is_not_called_finished(tmp_path):
     """The server was away just while it was evaluated, and had no local store to go to."""
 
     class Forgetful(FakeVerb):
-        def run(self, folder, settings, config=None, threads=None):
+        def run(self, folder, settings, config=None, threads=None, progress=None):
             pass
 
     store = ExperimentStore(_local(tmp_path), "e", "n")

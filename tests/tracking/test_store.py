@@ -29,7 +29,7 @@ def made(bundle_root, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
     done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {**json.loads(done.stdout), "folder": folder}
+    return {**json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{"))), "folder": folder}
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_a_training_killed_in_every_phase_ends_as_the_undisturbed_one(ran):
     assert not left_over(killed / RUN)
     client, (run,) = runs(killed)
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
 
 
 def test_a_slide_killed_in_every_phase_gives_the_same_files(ran):
