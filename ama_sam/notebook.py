@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -132,6 +131,7 @@ class Segmenter:
         from monai.utils import CommonKeys
         from scripts.nuclei.geojson import NucleusFormat
         from scripts.nuclei.measures import describe_nuclei
+        from scripts.nuclei.metrics import known_mpp
 
         item = self.preprocessing(item)
         image = item[CommonKeys.IMAGE].to(self.device)
@@ -141,9 +141,7 @@ class Segmenter:
         pixels, labels = (np.asarray(item[key].cpu()) for key in ("image", "instances"))
         probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
         spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
-        mpp = item["image"].meta.get("mpp")
-        mpp = None if mpp is None or math.isnan(float(mpp)) else float(mpp)
-        form = NucleusFormat(name, mpp, flips=spread is not None)
+        form = NucleusFormat(name, known_mpp(item["image"].meta.get("mpp")), flips=spread is not None)
         nuclei = list(enumerate(describe_nuclei(labels[0], probability, pixels, spread), start=1))
         return Nuclei(
             labels=labels[0],

@@ -31,7 +31,6 @@ def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.
 
     Returns:
         transforms that give ``image``, ``target``, ``domain`` and, with the cache, ``features``.
-
     """
     clip = ScaleIntensityRanged("image", a_min=0, a_max=255, b_min=0, b_max=255, clip=True)
     augmented = Compose([*augmentation.transforms, clip, SplitTargetsd("label", targets=targets)])

@@ -50,9 +50,8 @@ def left_out_markdown(rows: Sequence[Mapping]) -> str:
     lines: dict[tuple, dict[str, str]] = {}
     for row in rows:
         metric = metric_of(row["metric"])
-        cell = metric.text(row["mean"]) + (f" ± {metric.text(row['std_seeds'])}" if "std_seeds" in row else "")
         line = lines.setdefault((row["left_out"], row["variant"], row["limit_groups"]), {"seeds": str(row["seeds"])})
-        line[row["metric"]] = cell
+        line[row["metric"]] = metric.spread_text(row["mean"], row.get("std_seeds"))
     return markdown_table(
         ["left out", "variant", "training groups", "seeds", *(metric_of(name).arrow for name in _FIGURES)],
         [[*about, *(line.get(key, "-") for key in ["seeds", *_FIGURES])] for about, line in lines.items()],

@@ -71,9 +71,7 @@ def _scores_table(results: Results, shown: str, rows: Sequence[Mapping], metrics
     for groups in results.groups:
         for variant in results.variants:
             cells = {
-                row["metric"]: metric_of(row["metric"]).text(row["mean"])
-                + (f" ± {metric_of(row['metric']).text(row['std_seeds'])}" if "std_seeds" in row else "")
-                + _interval(row)
+                row["metric"]: metric_of(row["metric"]).spread_text(row["mean"], row.get("std_seeds")) + _interval(row)
                 for row in rows
                 if (row["limit_groups"], row["variant"]) == (groups, variant)
             }

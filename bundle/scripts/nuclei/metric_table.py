@@ -44,6 +44,10 @@ class Metric:
         """A value with this figure's decimals; ``sign`` as of a format."""
         return f"{value:{sign}.{self.decimals}f}"
 
+    def spread_text(self, mean: float, std: float | None) -> str:
+        """``mean ± deviation``; the mean alone where there is no deviation."""
+        return self.text(mean) + ("" if std is None else f" ± {self.text(std)}")
+
 
 # a new figure is a line here and a function that gives it, in the order of the tables
 _TABLE = (

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from scripts.nuclei.fates import DETECTION_FATES, TRUE_FATES, fates
 
-__all__ = ["fate_overlay", "overlay"]
+__all__ = ["contact_sheet", "fate_overlay", "overlay"]
 
 # told apart by red-green colour-blind readers; both stand out on dark nuclei and on pale tissue
 PREDICTION_COLOUR = (255, 225, 0)  # yellow
@@ -89,6 +91,24 @@ def fate_overlay(image: np.ndarray, pred_instances: np.ndarray, true_instances: 
         canvas[kind >= 0] = colours[kind[kind >= 0]]
     counts = np.bincount(np.concatenate([kinds for *_, kinds in drawn]), minlength=len(names))
     return np.concatenate([_title_strip(title, canvas.shape[1]), _legend_strip(counts, canvas.shape[1]), canvas])
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 0) -> np.ndarray:
+    """
+    Pictures in rows of so many columns, on white.
+
+    Args:
+        pictures: (H, W, 3) uint8 each, at least one; of fewer than ``columns`` the sheet is as wide as they are many.
+        columns: the most in a row.
+        gap: white pixels beside and below each.
+    """
+    height, width = (max(picture.shape[axis] for picture in pictures) + gap for axis in (0, 1))
+    columns = min(columns, len(pictures))
+    sheet = np.full((height * -(-len(pictures) // columns), width * columns, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = number // columns * height, number % columns * width
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
 
 
 def _outline(instances: np.ndarray, scale: int, outside: bool) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scripts.data.readers import read_image, read_label
 from scripts.files import atomic_path
-from scripts.nuclei.overlays import overlay
+from scripts.nuclei.overlays import contact_sheet, overlay
 
 __all__ = ["write_contact_sheet"]
 
@@ -34,11 +34,5 @@ def write_contact_sheet(folder: Path, entries: Sequence[dict], path: Path, tiles
         image, label = read_image(folder / entry["image"]), read_label(folder / entry["label"])
         window = tuple(slice(max((size - SIDE) // 2, 0), max((size - SIDE) // 2, 0) + SIDE) for size in label.shape)
         pictures.append(overlay(image[window].transpose(2, 0, 1), label[window], title=entry["title"]))
-    height, width = (max(picture.shape[axis] for picture in pictures) + GAP for axis in (0, 1))
-    columns = min(COLUMNS, len(pictures))
-    sheet = np.full((height * -(-len(pictures) // columns), width * columns, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = number // columns * height, number % columns * width
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     with atomic_path(path) as partial:
-        Image.fromarray(sheet).save(partial)
+        Image.fromarray(contact_sheet(pictures, COLUMNS, GAP)).save(partial)

@@ -80,4 +80,4 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
 def _cell(entry: Metric, values: Mapping[str, float]) -> str:
     if f"{entry.name}_mean" not in values:
         return "-"
-    return f"{entry.text(values[f'{entry.name}_mean'])} ± {entry.text(values[f'{entry.name}_std'])}"
+    return entry.spread_text(values[f"{entry.name}_mean"], values[f"{entry.name}_std"])

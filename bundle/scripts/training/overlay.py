@@ -18,7 +18,7 @@ from scripts.files import atomic_path
 from scripts.networks.model_file import read_model_file
 from scripts.nuclei.instances import logits_to_instances
 from scripts.nuclei.metrics import image_metrics
-from scripts.nuclei.overlays import overlay
+from scripts.nuclei.overlays import contact_sheet, overlay
 from scripts.training.final_report import kept_weights
 
 __all__ = ["ClosingLines", "ValidationOverlay"]
@@ -73,7 +73,7 @@ class ValidationOverlay:
             with kept_weights(self.network, self.kept_model), torch.inference_mode():
                 pieces = [self._draw(index) for index in self._chosen()]
             with atomic_path(self.path) as partial:
-                Image.fromarray(_two_columns(pieces)).save(partial)
+                Image.fromarray(contact_sheet(pieces, columns=2)).save(partial)
         except Exception as error:  # noqa: BLE001 hours of training end here
             cause = root_cause(error)
             logger.warning("no overlay of the training: %s", cause, exc_info=not isinstance(cause, DataError))
@@ -134,13 +134,3 @@ class ClosingLines:
         print(f"Trained {engine.state.iteration} steps from {begun}; kept: epoch {provenance.get('epoch')}, {judged}.")
         look = f"Look at {self.overlay} (found nuclei yellow, reference cyan); " if self.overlay.is_file() else ""
         print(f"{look}weights: {self.kept_model}")
-
-
-def _two_columns(pieces: list[np.ndarray]) -> np.ndarray:
-    height, width = (max(piece.shape[axis] for piece in pieces) for axis in (0, 1))
-    columns = min(len(pieces), 2)
-    sheet = np.full((height * -(-len(pieces) // columns), width * columns, 3), 255, np.uint8)
-    for number, piece in enumerate(pieces):
-        row, column = divmod(number, columns)
-        sheet[row * height :, column * width :][: piece.shape[0], : piece.shape[1]] = piece
-    return sheet
