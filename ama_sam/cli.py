@@ -26,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     use_bundle()
+    from scripts.ending import end_clearly
     from scripts.errors import DataError
 
+    end_clearly("The same command begins again.")  # until the verb has begun, and says better how to go on
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("usage: ama-sam COMMAND ...\n\nNuclei in H&E. Commands, each with a --help of its own:\n")
@@ -46,11 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(command, settings)
     except DataError as error:
         return _refused(str(error))
-    except KeyboardInterrupt:
-        if sys.excepthook is not sys.__excepthook__:  # the verb has begun, and says how to go on
-            raise
-        print("\nInterrupted before anything was done.", file=sys.stderr)
-        return 130
 
 
 def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:

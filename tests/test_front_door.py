@@ -223,12 +223,23 @@ def test_a_folder_below_a_file_is_refused(tmp_path, tile, capsys):
     assert "output_dir" in capsys.readouterr().err
 
 
-def test_ctrl_c_before_work_is_one_line(monkeypatch, tile, capsys):
-    from ama_sam import cli
-
-    def interrupted(command, settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_run", interrupted)
-    assert cli.main(["segment", str(tile)]) == 130
-    assert capsys.readouterr().err.strip() == "Interrupted before anything was done."
+@pytest.mark.parametrize("module", ["pydantic", "torch"])
+def test_ctrl_c_while_libraries_are_loaded_is_no_traceback(tmp_path, tile, module):
+    """Interrupted at the import of a module, before the verb begins."""
+    finder = f"""
+import sys, signal, os
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from ama_sam.cli import main
+sys.exit(main())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", finder, "segment", str(tile), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode != 0 and not (tmp_path / "out").exists()
+    told = [line for line in done.stderr.splitlines() if line]
+    assert told == ["Interrupted: what was finished is kept.", "The same command begins again."]
