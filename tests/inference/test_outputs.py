@@ -4,6 +4,8 @@ import csv
 import json
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -286,3 +288,25 @@ def test_that_no_image_is_like_those_of_training_is_said(tmp_path, caplog, last,
 
     predict(files, tmp_path / "out", postprocessing=score)
     assert ("none of 2 images is like those of training" in caplog.text) == told
+
+
+def test_an_interruption_while_writing_begins_ends_the_process(bundle_root, tmp_path):
+    """Ctrl-C just when the thread that writes is started: Python does not know of it yet, and would wait for it."""
+    program = f"""
+import threading
+from scripts.ending import end_clearly
+from scripts.inference.outputs import PredictionWriter
+end_clearly("Again.")
+writer = PredictionWriter({str(tmp_path / "out")!r}, [{{"image": "a.png"}}])
+writer._reset(None)
+start = threading.Thread.start
+def interrupted(thread):
+    start(thread)
+    raise KeyboardInterrupt
+threading.Thread.start = interrupted
+writer._thread.submit(print, "written", flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == "Again."

@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
 from PIL import Image
+from scripts.ending import when_interrupted
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path, read_json, write_json, write_table
 from scripts.inference.output_names import output_names
@@ -191,6 +192,7 @@ class PredictionWriter:
     def _reset(self, engine: Engine) -> None:
         self.rows = []
         self._thread = ThreadPoolExecutor(1, "writing")
+        when_interrupted(self._stop)  # Python itself would wait for a thread that was just being started for ever
 
     def _start_clock(self, engine: Engine) -> None:
         self._started = time.perf_counter()
