@@ -5,9 +5,9 @@ Do the tests notice when a line of the arithmetic is wrong? Mutation testing of 
     python benchmarks/mutants.py [--modules slides/journal.py ...] [--each 16] [--seed 0]
     python benchmarks/mutants.py --each 0        # only the mutants that were once found by hand
 
-Not speed. In a temporary copy of the repository one place after the other is changed (a comparison, an operation, a number,
-a condition, ...; cosmic-ray has the operators), and the module's tests run. Prints what was killed, what ran out of time, and
-the difference of every survivor: a gap of the tests, or a change that makes no difference.
+Not speed. In a temporary copy of the repository one place after the other is changed (a comparison, an operation, a
+number, a condition, ...; cosmic-ray has the operators), and the module's tests run. Prints what was killed, what ran
+out of time, and the difference of every survivor: a gap of the tests, or a change that makes no difference.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _transfer(url: str, part: Path) -> None:
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # nosec B310 - fetch checked it
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # nosec B310 # fetch checked it
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to send
             return

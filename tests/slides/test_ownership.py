@@ -77,10 +77,9 @@ def test_a_tile_takes_nothing_from_a_later_one(tiles):
 
 def test_all_four_earlier_neighbours_are_asked(tiles):
     """The centre tile, and its corners left above and right above."""
-    low, high = STEP + 1, 2 * STEP - 1
-    for place, (x, y) in {
-        (1, 0): (STEP - 1, 190), (0, 0): (STEP - 1, STEP - 1), (0, 1): (190, STEP - 1), (0, 2): (2 * STEP + 1, STEP - 1),
-    }.items():  # fmt: skip
+    low, high, above = STEP + 1, 2 * STEP - 1, STEP - 1
+    around = {(1, 0): (STEP - 1, 190), (0, 0): (STEP - 1, above), (0, 1): (190, above), (0, 2): (2 * STEP + 1, above)}
+    for place, (x, y) in around.items():
         mine = (min(max(x, low), high), min(max(y, low), high))
         assert given_out(tiles, {place: [(x, y)], (1, 1): [mine]}) == {place: [(x, y)]}
 

@@ -11,7 +11,12 @@ from monai.optimizers import WarmupCosineSchedule
 from scripts.errors import DataError
 from scripts.training import checkpoints
 from scripts.training.checkpoints import (
-    FinishedRun, KeptModel, ScheduleState, TrainingCheckpoint, check_resume, read_checkpoint,
+    FinishedRun,
+    KeptModel,
+    ScheduleState,
+    TrainingCheckpoint,
+    check_resume,
+    read_checkpoint,
 )  # fmt: skip
 
 NONE = None  # no validation took place

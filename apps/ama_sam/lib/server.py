@@ -19,7 +19,8 @@ __all__ = ["TOKEN_VARIABLE", "protect"]
 
 logger = logging.getLogger(__name__)
 
-TOKEN_VARIABLE = "AMA_SAM_TOKEN"  # no setting of the app: MONAI Label writes those into its log, which it serves
+# no setting of the app: MONAI Label writes those into its log, which it serves
+TOKEN_VARIABLE = "AMA_SAM_TOKEN"  # nosec B105 # a name
 # of MONAI Label's own addresses those that hand nothing of a request on to the app. Not served are: exchanging models,
 # which is for training; scores, of which there are none; DICOM's viewer and proxy
 KEPT = {
@@ -56,7 +57,7 @@ def protect(server: FastAPI, origins: Iterable[str]) -> None:
     """
     allowed = sorted(map(_checked_origin, {*origins, *map(str, settings.MONAI_LABEL_CORS_ORIGINS)}))
     token = os.environ.get(TOKEN_VARIABLE)
-    if token == "":
+    if token is not None and not token:
         raise DataError(TOKEN_VARIABLE, "the token is empty", "Give one, or unset the variable.")
     server.router.routes[:] = [route for route in server.router.routes if getattr(route, "path", None) in PAGES]
     for part in (routes.router, studies_routes.router, _kept()):

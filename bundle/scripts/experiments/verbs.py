@@ -96,7 +96,7 @@ class BundleVerb:
         with self._lock:
             if self._stopped:
                 raise KeyboardInterrupt(f"{self.verb}: stopped")
-            process = subprocess.Popen(command, **options)
+            process = subprocess.Popen(command, **options)  # nosec B603 # no shell; our own verbs
             self._running.add(process)
         try:
             while (code := _ended(process)) is None:

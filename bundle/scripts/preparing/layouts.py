@@ -65,19 +65,19 @@ def compile_pattern(pattern: str) -> re.Pattern:
     regular expression describes. Capitals and small letters are the same, as on most users' disks.
     """
     expression, known = "", set()
-    for token in re.findall(r"\*\*/|\{\w+(?::(?:[^{}]|\{\d+(?:,\d*)?\})+)?\}|.", pattern):
-        if token == "**/":
+    for piece in re.findall(r"\*\*/|\{\w+(?::(?:[^{}]|\{\d+(?:,\d*)?\})+)?\}|.", pattern):
+        if piece == "**/":
             expression += "(?:.*/)?"
-        elif token == "*":
+        elif piece == "*":
             expression += "[^/]*"
-        elif token == "?":
+        elif piece == "?":
             expression += "[^/]"
-        elif token.startswith("{") and len(token) > 2:
-            name, _, inner = token[1:-1].partition(":")
+        elif piece.startswith("{") and len(piece) > 2:
+            name, _, inner = piece[1:-1].partition(":")
             expression += f"(?P={name})" if name in known else f"(?P<{name}>{inner or '[^/]+'})"
             known.add(name)
         else:
-            expression += re.escape(token)
+            expression += re.escape(piece)
     return re.compile(expression, re.IGNORECASE)
 
 

@@ -233,7 +233,7 @@ class _TiffSlide(Slide):
                 box = left, top, min(READ_SIDE, width - left), min(READ_SIDE, height - top)
                 try:
                     alpha = self._values(level, *box)[..., self._colours.alpha]
-                except Exception:  # noqa: S112 - what cannot be read is told tile by tile
+                except Exception:  # nosec B112 # what cannot be read is told tile by tile
                     continue
                 seen |= {int(alpha.min()), int(alpha.max())}
                 if len(seen) > 1:
