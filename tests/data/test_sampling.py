@@ -107,6 +107,7 @@ def test_ranks_are_disjoint_where_domains_are_large():
 def test_without_auxiliary_domains_all_samples_are_primary():
     sampler = DomainBalancedSampler([0] * 5, 4, 10, primary_share=0.1)
     assert Counter(item for batch in sampler for item in batch) == dict.fromkeys(range(5), 8)
+    assert [len(batch) for batch in DomainBalancedSampler([0] * 5, 1, 3)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("share, batch_size, kind", [(0.0, 4, "primary"), (0.1, 4, "primary"), (0.9, 4, "auxiliary")])

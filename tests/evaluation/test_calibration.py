@@ -15,7 +15,6 @@ from monai.engines import SupervisedEvaluator
 from PIL import Image
 from scripts.evaluation.calibration import CalibrationReport, PixelBins
 from scripts.evaluation.report import EvaluationReport
-from scripts.nuclei.metrics import best_iou, instance_scores
 from scripts.out_of_domain.reference import DomainScore
 
 
@@ -43,19 +42,6 @@ def test_images_add_up(seed, cut):
     parts = PixelBins(probability[:cut], truth[:cut]) + PixelBins(probability[cut:], truth[cut:])
     assert (parts.ece, parts.brier) == pytest.approx((whole.ece, whole.brier))
     assert sum(row["count"] for row in whole.rows()) == 280
-
-
-@given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
-def test_matches_of_nuclei_are_those_of_panoptic_quality(seed):
-    rng = np.random.default_rng(seed)
-    true = np.kron(rng.permutation(9).reshape(3, 3), np.ones((6, 6), int))
-    pred = np.roll(true, rng.integers(0, 4, 2), (0, 1))
-    scores, best = instance_scores(pred, true), best_iou(pred, true)
-    assert len(best) == 8 and ((best >= 0) & (best <= 1)).all()
-    assert 2 * (best > 0.5).sum() / (scores["n_true"] + scores["n_pred"]) == pytest.approx(scores["f1_50"])
-    assert best_iou(true, true).tolist() == [1] * 8
-    assert best_iou(np.zeros((4, 4), int), true[:4, :4]).tolist() == []
 
 
 def sample(name: str, found: bool) -> dict:

@@ -137,6 +137,7 @@ def test_density_and_scale_of_nuclei_are_not_what_the_discriminator_reads():
         foreground = (torch.arange(16) < nuclei).float().expand(1, 1, 16, 16)
         return features[..., :1] * foreground + features[..., 1:] * (1 - foreground), foreground
 
+    assert DomainAdversary(3, [0, 1]).discriminator.by_region
     for by_region in (True, False):
         discriminator = DomainDiscriminator(3, 2, by_region=by_region)
         few, many = (discriminator(*image(n))[0] for n in (2, 12))

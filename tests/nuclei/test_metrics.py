@@ -13,7 +13,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.metrics import PanopticQualityMetric
 from scripts.evaluation.handlers import PenalisedHausdorff
-from scripts.nuclei.metrics import hausdorff_distance, image_metrics, instance_scores
+from scripts.nuclei.metrics import best_iou, hausdorff_distance, image_metrics, instance_scores
 
 OVERLAP = ("dice", "iou", "surface_dice", "aji", "pq", "dq", "sq", "f1_50")
 DISTANCES = ("hd_px", "hd95_px")
@@ -111,6 +111,7 @@ def test_tolerance_is_in_the_name():
     pred = np.roll(true, 3, axis=1)
     tight, loose = of_instances(pred, true, tolerance_px=1), of_instances(pred, true, tolerance_px=4)
     assert tight["surface_dice"] < loose["surface_dice"]
+    assert of_instances(pred, true) == of_instances(pred, true, tolerance_px=2)
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (1, 30, 40)])
@@ -164,6 +165,21 @@ def test_a_tie_goes_to_the_first_in_raster_order_whatever_its_id(first, second):
     true = np.array([[5, 5, 6, 6, 6, 6, 0, 0]])
     pred = np.array([[first] * 4 + [second] * 4])
     assert instance_scores(pred, true)["aji"] == pytest.approx(4 / 14)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_matches_of_nuclei_are_those_of_panoptic_quality(seed):
+    rng = np.random.default_rng(seed)
+    true = np.kron(rng.permutation(9).reshape(3, 3), np.ones((6, 6), int))
+    pred = np.roll(true, rng.integers(0, 4, 2), (0, 1))
+    scores, best = instance_scores(pred, true), best_iou(pred, true)
+    assert len(best) == 8 and ((best >= 0) & (best <= 1)).all()
+    assert 2 * (best > 0.5).sum() / (scores["n_true"] + scores["n_pred"]) == pytest.approx(scores["f1_50"])
+    assert best_iou(true, true).tolist() == [1] * 8
+    assert best_iou(np.zeros((4, 4), int), true[:4, :4]).tolist() == []
+    rows = np.repeat([[1, 1, 2, 2, 2, 0, 0, 0]], 3, 0), np.repeat([[1, 1, 1, 1, 2, 2, 2, 2]], 3, 0)
+    assert best_iou(*rows).tolist() == [2 / 4, 2 / 5], "of the second nucleus 2 with one of 4, and 1 with one of 4"
 
 
 def test_maps_of_different_size_are_refused():

@@ -55,11 +55,12 @@ def test_what_the_journal_does_not_know_of_is_cut_off(begun):
 
 
 def test_a_run_killed_before_its_first_tile_goes_on(tmp_path, caplog):
-    begin(tmp_path).close()
-    journal = begin(tmp_path)
+    folder = tmp_path / "made" / "too"
+    begin(folder).close()
+    journal = begin(folder)
     assert not list(journal.records()) and not caplog.records
     journal.finish({"a.json": "]\n"})
-    assert texts(tmp_path) == ["[\n]\n", "Ä,b\n"]
+    assert texts(folder) == ["[\n]\n", "Ä,b\n"]
 
 
 @pytest.mark.parametrize("left", ["", '{"settings": {"tile_size": 51'])

@@ -18,11 +18,11 @@ def tiles() -> list[Tile]:
     return make_tiles((0, 0, 3 * STEP, 3 * STEP), STEP + 2 * MARGIN, MARGIN, 32)
 
 
-def nucleus(tile: Tile, x: float, y: float, side: int = 10) -> SimpleNamespace:
-    """A square of which the tile says that its centre is at (x, y) of the slide's pixels."""
-    x, y = x - tile.window[0], y - tile.window[1]
-    top, left = round(y - side / 2), round(x - side / 2)
-    return SimpleNamespace(x=x, y=y, box=(top, left, top + side, left + side), mask=np.ones((side, side), bool))
+def nucleus(tile: Tile, x: float, y: float, side: int = 10, width: int | None = None) -> SimpleNamespace:
+    """A square, or a rectangle, of which the tile says that its centre is at (x, y) of the slide's pixels."""
+    x, y, width = x - tile.window[0], y - tile.window[1], width or side
+    top, left = round(y - side / 2), round(x - width / 2)
+    return SimpleNamespace(x=x, y=y, box=(top, left, top + side, left + width), mask=np.ones((side, width), bool))
 
 
 def given_out(tiles: list[Tile], seen: dict[tuple[int, int], list[tuple[float, ...]]]) -> dict:
@@ -63,10 +63,22 @@ def test_what_both_claim_is_the_earlier_ones(tiles, earlier, later):
 def test_what_neither_claims_the_later_takes_if_it_is_near(tiles):
     """Each of two tiles sees the centre on the other's side."""
     for off, taken in ((1, True), (REACH, True), (REACH + 0.5, False)):
-        seen = {(0, 0): [(STEP + 1, 64)], (0, 1): [(STEP - off, 64)]}
-        assert given_out(tiles, seen) == ({(0, 1): [(STEP - off, 64)]} if taken else {})
+        for row, column in ((0, 1), (0, 2), (1, 1), (2, 2)):
+            x, y = column * STEP, row * STEP + 64
+            seen = {(row, column - 1): [(x + 1, y)], (row, column): [(x - off, y)]}
+            assert given_out(tiles, seen) == ({(row, column): [(x - off, y)]} if taken else {})
         seen = {(0, 1): [(64, STEP + 1)], (1, 0): [(64, STEP - off)]}
         assert given_out(tiles, seen) == ({(1, 0): [(64, STEP - off)]} if taken else {})
+
+
+@pytest.mark.parametrize("off, taken", [(0, True), (REACH - 0.5, True), (REACH, False)])
+def test_towards_the_right_a_tile_takes_from_the_row_above(tiles, off, taken):
+    """Where four cores meet, the one left below is later than the one right above."""
+    place = (STEP + off, STEP - 1)
+    assert given_out(tiles, {(1, 0): [place]}) == ({(1, 0): [place]} if taken else {})
+    assert given_out(tiles, {(0, 1): [(STEP + 1, STEP - 1)], (1, 0): [(STEP, STEP - 1)]}) == {
+        (0, 1): [(STEP + 1, STEP - 1)]
+    }
 
 
 def test_a_tile_takes_nothing_from_a_later_one(tiles):
@@ -110,7 +122,7 @@ def test_only_pixels_in_common_count_not_boxes(tiles):
 def test_a_run_that_goes_on_decides_as_one_that_was_not_interrupted(tiles):
     first, second, third = tiles[0], tiles[1], tiles[3]
     before = Ownership(tiles, MARGIN)
-    one = nucleus(first, STEP - 1, STEP - 1, 11)
+    one = nucleus(first, STEP - 1, STEP - 1, 11, 13)
     one.mask[0, 3:] = False
     assert before.choose(first, [one, nucleus(first, 64, 64)])
     record = before.record(first)
@@ -119,7 +131,11 @@ def test_a_run_that_goes_on_decides_as_one_that_was_not_interrupted(tiles):
     after.recall(first, record)
     assert after.record(first) == record
     for tile, x, y in ((second, STEP + 1, STEP - 1), (third, STEP - 1, STEP + 1)):
-        assert after.choose(tile, [nucleus(tile, x, y, 11)]) == before.choose(tile, [nucleus(tile, x, y, 11)]) == []
+        assert (
+            after.choose(tile, [nucleus(tile, x, y, 11, 13)])
+            == before.choose(tile, [nucleus(tile, x, y, 11, 13)])
+            == []
+        )
 
 
 def test_what_reaches_a_neighbours_window_is_remembered_and_no_more(tiles):

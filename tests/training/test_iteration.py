@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from monai.data import MetaTensor
+from scripts.training import iteration
 from scripts.training.iteration import AdversarialIteration, adversarial_ramp
 
 LOSSES = torch.tensor([1.0, 2.0, 4.0, 8.0])
@@ -26,10 +28,11 @@ class OneWeight(torch.nn.Module):
         return logits, aligned, None if self.adversary is None else aligned.sum() * 0.5, None
 
 
-def step(iteration: AdversarialIteration, adversary: bool = False, number: int = 1) -> tuple[dict, OneWeight]:
+def step(
+    run: AdversarialIteration, adversary: bool = False, number: int = 1, image: torch.Tensor | None = None
+) -> tuple[dict, OneWeight]:
     """A step's output, and the network with the gradient that the optimizer saw."""
     network = OneWeight(adversary)
-    iteration._tested = True  # the gradient self-test wants the real network
     engine = SimpleNamespace(
         state=SimpleNamespace(device=torch.device("cpu"), iteration=number, max_epochs=4, epoch_length=5),
         network=network,
@@ -40,8 +43,29 @@ def step(iteration: AdversarialIteration, adversary: bool = False, number: int =
         amp=False,
         amp_kwargs={},
     )
-    batch = {"image": torch.zeros(4, 3, 4, 4), "target": torch.ones(4, 1, 4, 4), "domain": DOMAINS}
-    return iteration(engine, batch), network
+    batch = {
+        "image": torch.zeros(4, 3, 4, 4) if image is None else image,
+        "target": torch.ones(4, 1, 4, 4),
+        "domain": DOMAINS,
+    }
+    return run(engine, batch), network
+
+
+@pytest.fixture(autouse=True)
+def self_tests(monkeypatch) -> list:
+    """Calls of the gradient self-test, which wants the real network."""
+    calls: list = []
+    monkeypatch.setattr(iteration, "gradient_self_test", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_the_first_step_of_a_run_tests_the_gradients(self_tests):
+    run = AdversarialIteration()
+    step(run)
+    assert not self_tests, "there is no adversary"
+    for number in (1, 2):
+        step(run, True, number)
+        assert len(self_tests) == 1
 
 
 @pytest.mark.parametrize("weight, mean", [(1.0, 15 / 4), (0.25, (1 + 0.5 + 1 + 8) / 2.5), (0.0, 9 / 2)])
@@ -59,6 +83,7 @@ def test_the_ramp_goes_from_nothing_in_the_first_step_to_all_in_the_last():
 
 
 def test_the_domain_loss_is_added_once():
+    assert step(AdversarialIteration())[0]["lambda"] == 0, "without an adversary nothing is reversed"
     output, _ = step(AdversarialIteration(), True)
     assert output["loss"] == output["segmentation_loss"] + 0.5 and output["domain_loss"] == 0.5
 
@@ -67,3 +92,21 @@ def test_the_domain_loss_is_added_once():
 def test_the_gradient_is_clipped_to_its_norm(clip_norm, gradient):
     _, network = step(AdversarialIteration(clip_norm=clip_norm))
     torch.testing.assert_close(network.weight.grad, torch.tensor([gradient]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_names_the_images():
+    """Each once, of the samples of the batch."""
+    names = ["b.png", "a.png", "b.png", "c.png"]
+    known = MetaTensor(torch.zeros(4, 3, 4, 4), meta={"filename_or_obj": names})
+    for image, told in ((None, r"\?"), (known, "a.png, b.png, c.png")):
+        with pytest.raises(FloatingPointError, match=rf"inf in iteration 7 \(images: {told}\)"):
+            step(AdversarialIteration(auxiliary_weight=float("inf")), number=7, image=image)
+
+
+def test_gradients_are_compared_where_features_are_aligned():
+    """A task that pulls along one axis with 3, and an adversary that pulls with 1 along it and 1 across it."""
+    aligned = torch.zeros(2, requires_grad=True)
+    found = iteration._gradient_relation(3 * aligned[0], aligned.sum(), aligned)
+    assert found == pytest.approx({"task": 3, "adversarial": 2**0.5, "cosine": 0.5**0.5})
+    assert step(AdversarialIteration(), True, 6)[0]["gradients"], "in the first step of the second epoch"
+    assert not step(AdversarialIteration(), True, 7)[0]["gradients"]

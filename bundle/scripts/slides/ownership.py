@@ -32,11 +32,9 @@ class _Claim:
         return cls((left, top, right, bottom), np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape) > 0)
 
     def overlap(self, other: _Claim) -> float:
-        """Pixels in common, as a share of the smaller one's."""
+        """Pixels in common with one whose box meets this one's, as a share of the smaller one's."""
         left, top = max(self.box[0], other.box[0]), max(self.box[1], other.box[1])
         right, bottom = min(self.box[2], other.box[2]), min(self.box[3], other.box[3])
-        if right <= left or bottom <= top:
-            return 0.0
         mine, theirs = (
             claim.mask[top - claim.box[1] : bottom - claim.box[1], left - claim.box[0] : right - claim.box[0]]
             for claim in (self, other)
