@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_names_the_images():
     names = ["b.png", "a.png", "b.png", "c.png"]
     known = MetaTensor(torch.zeros(4, 3, 4, 4), meta={"filename_or_obj": names})
     for image, told in ((None, r"\?"), (known, "a.png, b.png, c.png")):
-        with pytest.raises(FloatingPointError, match=rf"inf in iteration 7 \(images: {told}\)"):
+        with pytest.raises(FloatingPointError, match=rf"nan in iteration 7 \(images: {told}\)"):
             step(AdversarialIteration(auxiliary_weight=float("inf")), number=7, image=image)
 
 
