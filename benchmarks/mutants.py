@@ -143,7 +143,7 @@ def drawn(text: str, count: int, draw: random.Random) -> list[Mutant]:
     without_effect, places = _without_effect(text), {}
     for name in plugins.operator_names():
         operator = plugins.get_operator(name)
-        if operator.arguments():
+        if operator.arguments() or name == "core/ExceptionReplacer":  # that one fails at `except A as error`
             continue
         positions = [start for node in ast_nodes(get_ast(text)) for start, _ in operator().mutation_positions(node)]
         for occurrence, (line, column) in enumerate(positions):

@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
-from scripts.files import atomic_path, finished_name, has_columns, unused_path, write_table
+from scripts.errors import DataError
+from scripts.files import (
+    atomic_path,
+    bundle_version,
+    finished_name,
+    has_columns,
+    read_json,
+    sha256_of,
+    unused_path,
+    walk_files,
+    write_json,
+    write_table,
+)
 
 
 def test_what_is_replaced_is_another_file_and_the_old_one_stays_whole(tmp_path):
@@ -54,3 +67,40 @@ def test_a_table_is_known_by_its_columns(tmp_path):
     assert has_columns(path, ["a", "b", "c"]) and not has_columns(path, ["a", "b"])
     path.write_bytes(b"\xff\xfe\x00")
     assert not has_columns(path, ["a", "b"]), "not text"
+
+
+def test_json_is_written_for_people_and_read_as_editors_save_it(tmp_path, bundle_root):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "Kärnan", "at": tmp_path}, default=str)
+    assert path.read_bytes().decode() == f'{{\n  "name": "Kärnan",\n  "at": "{tmp_path}"\n}}\n'
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last two begin with a mark
+        path.write_text('{"ä": 1}', encoding=encoding)
+        assert read_json(path) == {"ä": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert read_json(path) == {"ä": 1}, "what cannot be written replaces nothing"
+    for damaged in (b"{", b"\xff", b"[" * 100_000):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="a.json: the file cannot be read as JSON"):
+            read_json(path)
+    with pytest.raises(DataError, match="none.json: the file cannot be read as JSON"):
+        read_json(tmp_path / "none.json")
+    assert bundle_version(bundle_root) == read_json(bundle_root / "configs" / "metadata.json")["version"]
+
+
+def test_a_checksum_is_that_of_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256_of(tmp_path) is None is sha256_of(tmp_path / "none")
+
+
+def test_files_are_found_once_by_name_and_hidden_ones_never(tmp_path, caplog):
+    for name in ("b/2.png", "a.png", "b/1.png", ".hidden/x.png", "b/.x.png", "c/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "d").symlink_to(tmp_path / "c")
+    assert [path.relative_to(tmp_path).as_posix() for path in walk_files(tmp_path)] == [
+        "a.png", "b/1.png", "b/2.png", "c/3.png",
+    ]  # fmt: skip
+    assert not list(walk_files(tmp_path / "none")) and "none: the folder cannot be read" in caplog.text
