@@ -64,8 +64,9 @@ class Segmenter:
         use_bundle()
         from monai.bundle import ConfigParser
         from scripts.errors import DataError, root_cause
-        from scripts.judging import judge, nearest
+        from scripts.judging import is_programmed, judge, nearest
         from scripts.settings import SETTINGS
+        from scripts.setup_run import check_device
 
         config = json.loads((BUNDLE / "configs" / "inference.json").read_text(encoding="utf-8"))
         given = dict(settings)
@@ -81,6 +82,8 @@ class Segmenter:
                     key, f"there is no such setting{nearest(key, SETTINGS['inference'])}", "See inference.json"
                 )
         given |= judge("inference", {**config, **given}, given)
+        if isinstance(name := given.get("device"), str) and not is_programmed(name):
+            check_device(name)
         parser = ConfigParser({**config, **given, "bundle_root": str(BUNDLE)})
         try:
             names = ("network", "inferer", "preprocessing", "postprocessing", "device", "amp")

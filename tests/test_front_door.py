@@ -117,6 +117,8 @@ def test_load_refuses_what_the_verb_refuses(model):
         load(model, threshold=7)
     with pytest.raises(DataError, match="did you mean 'threshold'"):
         load(model, treshold=0.4)
+    with pytest.raises(DataError, match="device: there is no cuda:77 on this machine. There is cpu"):
+        load(model, device="cuda:77")
 
 
 def test_another_package_called_scripts_is_told(tmp_path):

@@ -11,9 +11,10 @@ from typing import Any
 
 from scripts.errors import DataError, root_cause
 
-__all__ = ["end_clearly", "end_with_parent", "when_interrupted"]
+__all__ = ["end_clearly", "end_with_parent", "from_now_on", "when_interrupted"]
 
 _callbacks: list[Callable[[], None]] = []
+_how_to_go_on = ""
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,8 +26,9 @@ def end_clearly(how_to_go_on: str) -> None:
     From now on errors end with their cause on the last line; Ctrl-C, SIGTERM and a full disk in two lines at most.
 
     Args:
-        how_to_go_on: what a user does after an interruption.
+        how_to_go_on: what a user does after an interruption, until :func:`from_now_on` says otherwise.
     """
+    from_now_on(how_to_go_on)
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         cause = root_cause(error)
@@ -34,10 +36,10 @@ def end_clearly(how_to_go_on: str) -> None:
             for callback in _callbacks:
                 callback()
             what = "Ended by SIGTERM" if isinstance(error, Terminated) else "Interrupted"
-            print(f"\n{what}: what was finished is kept.\n{how_to_go_on}", file=sys.stderr)
+            print(f"\n{what}: what was finished is kept.\n{_how_to_go_on}", file=sys.stderr)
         elif isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             place = f" ({cause.filename})" if cause.filename else ""
-            print(f"\nError: the disk is full{place}. Make room. {how_to_go_on}", file=sys.stderr)
+            print(f"\nError: the disk is full{place}. Make room. {_how_to_go_on}", file=sys.stderr)
         else:
             _print_cause_last(kind, error, trace)
 
@@ -47,6 +49,12 @@ def end_clearly(how_to_go_on: str) -> None:
     ours = threading.current_thread() is threading.main_thread()
     if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def from_now_on(how_to_go_on: str) -> None:
+    """Work has come so far that a user goes on in another way after an interruption."""
+    global _how_to_go_on
+    _how_to_go_on = how_to_go_on
 
 
 def when_interrupted(callback: Callable[[], None]) -> None:

@@ -19,14 +19,11 @@ from scripts.memory import keep_freed_memory
 from scripts.owned import OwnFiles
 from scripts.settings import SETTINGS
 
-__all__ = ["path_keys", "setup_run", "unknown_keys", "write_config"]
+__all__ = ["check_device", "path_keys", "setup_run", "unknown_keys", "write_config"]
 
-# where the same command does not go on by itself
-GO_ON = {
-    "train": "The same command with --resume true goes on after the last epoch that was finished.",
-    "inference": "The same command begins again.",
-    "evaluate": "The same command begins again.",
-}
+# verbs' configs: a training can be gone on with once there is a checkpoint, see scripts.training.checkpoints
+BEGIN_AGAIN = ("train", "inference", "evaluate")
+_DEVICE = re.compile(r"(cpu|cuda|mps)(?::(0|[1-9]\d*))?")
 # what MONAI adds or reads by name
 _MONAI_KEYS = {"_meta_", "displayable_configs", "finalize"}
 _PATHS = ("source", "init_model", "control_path")  # besides those of path_keys
@@ -47,8 +44,8 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
         DataError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt;
             or a setting is not what it may be.
     """
-    again = "The same command goes on where it ended."
-    end_clearly(GO_ON.get(Path(defaults).stem, again))
+    again = "begins again" if Path(defaults).stem in BEGIN_AGAIN else "goes on where it ended"
+    end_clearly(f"The same command {again}.")
     keep_freed_memory()
     parser = executing_parser()
     if parser is not None:
@@ -117,22 +114,23 @@ def path_keys(defaults: dict) -> list[str]:
     return ["bundle_root", *joined]
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have, ``cuda:7`` where there is no GPU; DataError naming those it has."""
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    found = _DEVICE.fullmatch(name)
+    if found is None or int(found[2] or 0) >= counts[found[1]]:
+        known = ["cpu", *(f"cuda:{n}" for n in range(counts["cuda"])), *["mps"] * counts["mps"]]
+        raise DataError("device", f"there is no {name} on this machine", f"There is {', '.join(known)}")
+
+
 def _judge(parser: ConfigParser, config: str) -> None:
     """Every setting is held to its type and range; what was text on the command line and is none becomes what it is."""
     values = parser.get()
     for key, value in judge(config, values).items() if config in SETTINGS else ():
         if key == "device":
-            _check_device(value)
+            check_device(value)
         if type(value) is not type(values[key]) or value != values[key]:
             set_value(parser, key, value)
-
-
-def _check_device(name: str) -> None:
-    kind, _, number = name.partition(":")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
-    if int(number or 0) >= there:
-        known = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-        raise DataError("device", f"there is no {name} on this machine", f"There is {', '.join(known)}")
 
 
 def _make_paths_absolute(parser: ConfigParser, defaults: dict) -> None:

@@ -52,6 +52,8 @@ def test_devices_are_those_of_the_machine_by_both_their_names(schema, monkeypatc
     for name in ("cuda:2", "cuda:01", "Card", "mps", "", "cuda:1; import os", [], ["cuda", "cpu", {}][2:]):
         with pytest.raises(ValueError, match="device"):
             schema.SegmentOptions(device=name)
+    with pytest.raises(ValueError, match="there is no cuda:7 on this machine. There is cpu, cuda:0, cuda:1"):
+        schema.TrainOptions(device="cuda:7")
 
 
 def test_options_are_numbers_also_where_a_client_sends_text(schema):

@@ -107,6 +107,7 @@ def ran(synthetic, encoder, tmp_path_factory) -> Ran:
     for number, kill in enumerate([*TRAINING, None]):
         train("killed", kill, resume=number > 0)
     features = {"cache_dir": folder / "whole" / "features"}
+    train("int_caching", kill_at("os.rename", "*/features/*.pt", 3, signal.SIGINT))
     train("int", kill_at("os.rename", "*/history.csv", 2, signal.SIGINT), **features)
     train("term", kill_at("os.rename", "*/history.csv", 2, signal.SIGTERM), **features)
     for run, kind, kills in ((segment, "slide", SLIDE), (infer, "images", IMAGES), (prepare, "domains", PREPARING)):
@@ -186,6 +187,7 @@ def test_preparing_killed_in_every_phase_gives_the_same_domain(ran):
     [
         ("int", "Interrupted", "with --resume true goes on after the last epoch that was finished"),
         ("term", "Ended by SIGTERM", "with --resume true goes on after the last epoch that was finished"),
+        ("int_caching", "Interrupted", "begins again"),
         ("int_images", "Interrupted", "begins again"),
         ("term_slide", "Ended by SIGTERM", "goes on where it ended"),
     ],

@@ -10,6 +10,8 @@ import torch
 from monailabel.utils.others.generic import device_map
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+from scripts.errors import DataError
+from scripts.setup_run import check_device
 
 __all__ = [
     "BatchOptions",
@@ -34,18 +36,13 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _devices() -> dict[str, str]:
-    """torch's name of each device by the names a client may give: torch's own, and those that ``/info/`` lists."""
-    indexed = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    named = {name: name for name in ("cpu", *(["cuda"] if indexed else []), *indexed)}
-    return {**device_map(), **named}
-
-
 def _known_device(name: str) -> str:
-    if (device := _devices().get(name)) is None:
-        raise PydanticCustomError(
-            "device", "there is no such device; there is {known}", {"known": ", ".join(_devices())}
-        )
+    """torch's name of a device; a client may also give the name that ``/info/`` lists."""
+    device = device_map().get(name, name)
+    try:
+        check_device(device)
+    except DataError as error:
+        raise PydanticCustomError("device", "{told}", {"told": f"{error.problem}. {error.hint}"}) from error
     return device
 
 

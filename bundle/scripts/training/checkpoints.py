@@ -9,6 +9,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from scripts.ending import from_now_on
 from scripts.errors import DataError
 from scripts.files import atomic_path
 from scripts.networks.loading import save_model
@@ -19,6 +20,7 @@ __all__ = ["ANEW", "FinishedRun", "KeptModel", "ScheduleState", "TrainingCheckpo
 logger = logging.getLogger(__name__)
 
 KEEP = ("best", "last")
+GO_ON = "The same command with --resume true goes on after the last epoch that was finished."
 ANEW = "Give the output_dir or the run_name of the run to go on with, or drop --resume to start anew"
 
 
@@ -181,6 +183,7 @@ class TrainingCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         if self.resume:  # first: what is resumed has judged its start already
+            from_now_on(GO_ON)
             engine.add_event_handler(Events.STARTED, self.load)
         self.kept_model.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
@@ -197,6 +200,7 @@ class TrainingCheckpoint:
         }
         with atomic_path(self.path) as path:
             torch.save(content, path)
+        from_now_on(GO_ON)
 
     def load(self, engine: Engine) -> None:
         content = read_checkpoint(self.path, engine.state.device)
