@@ -154,8 +154,11 @@ def _run(command: Command, settings: dict[str, Any]) -> int:
     import warnings
 
     from monai.bundle import run
+    from scripts.wording import use_commands
 
     from ama_sam.closing import closing_lines
+
+    use_commands({each.verb: f"ama-sam {name}" for name, each in COMMANDS.items() if name != "adapt"})
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # MONAI lists its arguments, and warns that configs are code: these are the bundle's, or named with --config

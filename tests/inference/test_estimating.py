@@ -49,18 +49,22 @@ def test_small_nuclei_are_brought_to_the_size_that_the_model_knows():
     item, reads = estimate(squares(10))
     assert reads == 2 and item["image"].shape[1:] == (36, 2 * 18 * 36)
     assert item["image"].meta["mpp_from"] == "estimated" and item["mpp"] == 0.25
+    assert item["image"].meta["mpp_estimate"] == 0.5
     assert estimate(squares(4))[0]["image"].shape[1] == 24, "never more than twice"
 
 
-@pytest.mark.parametrize("side, count", [(19, 36), (60, 36), (10, 12)])
-def test_nuclei_of_usual_size_or_larger_or_too_few_change_nothing(side, count):
+@pytest.mark.parametrize("side, count, guess", [(19, 36, 0.25 * 20 / 19), (60, 36, 0.25 / 3), (10, 12, math.nan)])
+def test_nuclei_of_usual_size_or_larger_or_too_few_change_nothing(side, count, guess):
     item, reads = estimate(squares(side, count))
     assert reads == 1 and item["image"].shape == squares(side, count).shape and math.isnan(item["mpp"])
+    assert item["image"].meta["mpp_estimate"] == pytest.approx(guess, nan_ok=True), (
+        "what was found is told all the same"
+    )
 
 
 def test_a_known_pixel_size_is_not_doubted():
     item, reads = estimate(squares(10), mpp=0.25)
-    assert reads == 1 and item["image"].meta["mpp_from"] == "given"
+    assert reads == 1 and item["image"].meta["mpp_from"] == "given" and math.isnan(item["image"].meta["mpp_estimate"])
 
 
 def test_a_model_that_does_not_know_its_nuclei_cannot_estimate():

@@ -274,7 +274,7 @@ def test_no_nucleus_at_all_is_said(tmp_path, caplog):
     Image.fromarray(np.full((30, 50, 3), 250, np.uint8)).save(file)
     with caplog.at_level(logging.WARNING):
         predict([file], tmp_path / "out")
-    assert "no nucleus was found in any of 1 images" in caplog.text
+    assert "no nucleus was found in any of 1 image" in caplog.text
 
 
 @pytest.mark.parametrize("last, told", [(0.99, True), (0.4, False)])
@@ -287,7 +287,7 @@ def test_that_no_image_is_like_those_of_training_is_said(tmp_path, caplog, last,
         return {**dark_is_nucleus(item), "domain_score": DomainScore(value, 3.0, "tnbc")}
 
     predict(files, tmp_path / "out", postprocessing=score)
-    assert ("none of 2 images is like those of training" in caplog.text) == told
+    assert ("2 of 2 images are unlike those of training" in caplog.text) == told
 
 
 def test_an_interruption_while_writing_begins_ends_the_process(bundle_root, tmp_path):

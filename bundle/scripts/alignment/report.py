@@ -116,7 +116,7 @@ class AlignmentReport:
             path.write_text(markdown(report), encoding="utf-8")
         self._draw(samples, found)
         engine.state.metrics.update(headline(found))
-        print(found["verdict"]["sentence"])
+        print(f"Alignment of {', '.join(self.domain_names)}: {found['verdict']['sentence']}")
 
     def _describe(self, samples: WindowSamples, index: int) -> dict[str, Any]:
         about = self._about[index]

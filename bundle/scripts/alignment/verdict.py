@@ -52,8 +52,8 @@ def judge(
         dice: of the network's foreground on the primary's windows.
     """
     if dice is not None and dice < SEGMENTS:
-        told = f"No verdict: the network does not segment (Dice {short(dice)} on the primary's windows, "
-        return Verdict("does_not_segment", told + f"{short(SEGMENTS)} are asked for).")
+        why = f"Dice {short(dice)} on the primary's windows, {short(SEGMENTS)} are asked for"
+        return Verdict("does_not_segment", f"No verdict on the alignment: the network does not segment ({why}).")
     verdict = _against_frozen(frozen, aligned, chance)
     if control is None or verdict.outcome not in ("aligned", "partly_aligned", "hardly_aligned"):
         return verdict

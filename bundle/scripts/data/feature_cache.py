@@ -26,6 +26,7 @@ from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path, finished_name
 from scripts.nuclei.targets import CHANNELS
 from scripts.owned import OwnFiles
+from scripts.wording import command, counted
 from tqdm import tqdm
 
 __all__ = ["FeatureDataset", "cache_usage", "clear_cache", "training_dataset"]
@@ -71,7 +72,7 @@ def training_dataset(
     dataset = FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
     idist.barrier()  # of several processes, each has filled its share
     if idist.get_rank() == 0:
-        print(f"{cache_usage(dataset)}; the verb clearing_cache removes them", file=sys.stderr)
+        print(f"{cache_usage(dataset)}; {command('clearing_cache')} removes them", file=sys.stderr)
     return dataset
 
 
@@ -87,9 +88,9 @@ def cache_usage(dataset: Dataset) -> str:
     own = {dataset.path(i, v) for i in range(len(dataset)) for v in range(dataset.variants)}
     others = [file for file in dataset.cache_dir.glob("*.pt") if file not in own]
     size, rest = (sum(file.stat().st_size for file in files) / 1e9 for files in (own, others))
-    line = f"{len(own)} encoded windows, {size:.2f} GB, in {dataset.cache_dir}"
+    line = f"{counted(len(own), 'encoded window')}, {size:.2f} GB, in {dataset.cache_dir}"
     if others:
-        line += f"; {len(others)} other files there, {rest:.2f} GB, belong to other settings"
+        line += f"; {counted(len(others), 'other file')} there, {rest:.2f} GB, made with other settings"
     return line
 
 
@@ -111,9 +112,9 @@ def clear_cache(cache_dir: str | os.PathLike) -> None:
             freed, removed = freed + path.stat().st_size, removed + 1
         files.remove(name)
     left = files.others()
-    print(f"removed {removed} files of stored features, {freed / 1e9:.2f} GB, from {folder}")
+    print(f"removed {counted(removed, 'file')} of stored features, {freed / 1e9:.2f} GB, from {folder}")
     if left:  # a version before 0.6.0 kept no list
-        print(f"left {len(left)} files there that no list says are ours, such as {left[0].name}")
+        print(f"left {counted(len(left), 'file')} there that no list says to be ours, such as {left[0].name}")
 
 
 class FeatureDataset(PersistentDataset, Randomizable):

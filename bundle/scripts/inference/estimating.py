@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from monai.transforms import Transform
 from scripts.errors import DataError
 from scripts.networks.model_info import ModelInfo
-from scripts.nuclei.magnification import enlarging_factor
+from scripts.nuclei.magnification import enlarging_factor, likely_factor
 from scripts.nuclei.metrics import known_mpp
 
 __all__ = ["EstimateMppd"]
@@ -19,7 +20,8 @@ class EstimateMppd(Transform):
 
     Where nuclei look small, the item is preprocessed anew with the ``mpp`` at which they would have the size of those
     that the model was trained on, so that the image is enlarged; ``mpp_from`` in the image's meta data then is
-    ``estimated``. Elsewhere, and where the pixel size is known, it is what ``preprocessing`` gives.
+    ``estimated``. Elsewhere, and where the pixel size is known, it is what ``preprocessing`` gives. ``mpp_estimate`` in
+    the meta data is what the first look says, nan without one or where it shows too few nuclei.
 
     Args:
         preprocessing: reads the image of an item and brings it to the model's pixel size, if ``mpp`` is known.
@@ -51,14 +53,16 @@ class EstimateMppd(Transform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = self.preprocessing(data)
         if known_mpp(item[self.key].meta.get("mpp")) is not None:
+            item[self.key].meta["mpp_estimate"] = math.nan
             return item
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             logits = self.inferer(item[self.key][None].to(device), self.network)[0]
         instances = np.asarray(self.separate({"pred": logits})["instances"].cpu())[0]
+        likely = likely_factor(instances, self.model.nucleus_area_px)
         factor = enlarging_factor(instances, self.model.nucleus_area_px)
-        if factor is None:
-            return item
-        item = self.preprocessing({**data, "mpp": self.model.mpp * factor})
-        item[self.key].meta["mpp_from"] = "estimated"
+        if factor is not None:
+            item = self.preprocessing({**data, "mpp": self.model.mpp * factor})
+            item[self.key].meta["mpp_from"] = "estimated"
+        item[self.key].meta["mpp_estimate"] = math.nan if likely is None else self.model.mpp * likely
         return item

@@ -19,6 +19,7 @@ from scripts.ending import when_interrupted
 from scripts.errors import DataError, root_cause
 from scripts.files import atomic_path, read_json, write_json, write_table
 from scripts.inference.output_names import output_names
+from scripts.inference.remarks import remarks
 from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat, write_nuclei
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
@@ -26,7 +27,6 @@ from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.overlays import overlay
-from scripts.out_of_domain.reference import UNUSUAL
 from scripts.owned import OwnFiles
 from torch.utils.data import get_worker_info
 
@@ -259,6 +259,9 @@ class PredictionWriter:
             "mpp_from": meta.get("mpp_from", "unknown"),
             "scale_to_try": self._scale_to_try(instances, mpp),
         }
+        if "mpp_estimate" in meta:
+            guess = known_mpp(meta["mpp_estimate"])
+            pixel["mpp_estimate"] = None if guess is None else round(guess, 3)
         self.rows.append({**row, "seconds": round(seconds, 3), **pixel, **domain})
 
     def _scale_to_try(self, instances: np.ndarray, mpp: float | None) -> float | None:
@@ -310,30 +313,8 @@ class PredictionWriter:
         write_table(self.files.path("summary.csv"), self.rows, columns)
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
         write_json(self.files.path("summary.json"), {**totals, "files": self.rows})
-        self._tell_pixel_sizes()
-        if self.rows and not totals["nuclei"]:
-            logger.warning("%s: no nucleus was found in any of %d images", self.output_dir, len(self.rows))
-        if self.rows and all(row.get("out_of_domain", 0) > UNUSUAL for row in self.rows):
-            what = "none of %d images is like those of training (out_of_domain): nuclei may be wrong"
-            logger.warning(f"%s: {what}", self.output_dir / "summary.csv", len(self.rows))
-
-    def _tell_pixel_sizes(self) -> None:
-        """One line where nobody said how large pixels are, one where nuclei say that it was not so."""
-        summary = self.output_dir / "summary.csv"
-        unknown = sum(row["mpp_from"] == "unknown" for row in self.rows)
-        if unknown and self.model.mpp:
-            what = (
-                f"{unknown} of {len(self.rows)} images do not state their pixel size and were taken as they are, as if"
-            )
-            logger.info("%s of %.3g um a pixel (--mpp tells it)", what, self.model.mpp)
-        doubtful = [row["scale_to_try"] for row in self.rows if row["scale_to_try"]]
-        if 2 * len(doubtful) > len(self.rows):  # of a few the table tells
-            factor = float(np.median(doubtful))
-            what = f"in {len(doubtful)} of {len(self.rows)} images nuclei are of another size than the model knows"
-            advice = "see scale_to_try"
-            if self.model.mpp and unknown:
-                advice += f"; is it another magnification? --mpp {self.model.mpp * factor:.2g} would fit them"
-            logger.warning("%s: %s (%s)", summary, what, advice)
+        for level, remark in remarks(self.rows, self.model.mpp):
+            logger.log(level, "%s: %s", self.output_dir / "summary.csv", remark)
 
 
 def printable(text: str | os.PathLike) -> str:

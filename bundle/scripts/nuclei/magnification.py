@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-__all__ = ["enlarging_factor", "fitting_factor"]
+__all__ = ["enlarging_factor", "fitting_factor", "likely_factor"]
 
 ENOUGH_NUCLEI = 20  # of fewer the median says little
 # times the area that the model knows. Of 30 unseen MoNuSeg tiles at the right scale 2 lie outside, of the same tiles
@@ -46,6 +46,12 @@ def enlarging_factor(instances: np.ndarray, known_area: Mapping[str, float] | No
     """
     ratio = _median_area(instances, known_area)
     return None if ratio is None or ratio >= SMALL_AREA else min(1 / math.sqrt(ratio), LARGEST_FACTOR)
+
+
+def likely_factor(instances: np.ndarray, known_area: Mapping[str, float] | None) -> float | None:
+    """The factor that :func:`fitting_factor` would give, also where nuclei are of a usual size."""
+    ratio = _median_area(instances, known_area)
+    return None if ratio is None else 1 / math.sqrt(ratio)
 
 
 def _median_area(instances: np.ndarray, known_area: Mapping[str, float] | None) -> float | None:

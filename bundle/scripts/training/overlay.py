@@ -20,6 +20,7 @@ from scripts.nuclei.instances import logits_to_instances
 from scripts.nuclei.metrics import image_metrics
 from scripts.nuclei.overlays import contact_sheet, overlay
 from scripts.training.final_report import kept_weights
+from scripts.wording import counted
 
 __all__ = ["ClosingLines", "ValidationOverlay"]
 
@@ -130,7 +131,9 @@ class ClosingLines:
         provenance = read_model_file(self.kept_model).get("provenance", {}) if self.kept_model.is_file() else {}
         judged = "no validation image has judged them"
         if "val_dice" in provenance:
-            judged = f"Dice {provenance['val_dice']:.3f} on {self.images} validation images of {self.domain_name}"
+            judged = (
+                f"Dice {provenance['val_dice']:.3f} on {counted(self.images, 'validation image')} of {self.domain_name}"
+            )
         print(f"Trained {engine.state.iteration} steps from {begun}; kept: epoch {provenance.get('epoch')}, {judged}.")
         look = f"Look at {self.overlay} (found nuclei yellow, reference cyan); " if self.overlay.is_file() else ""
         print(f"{look}weights: {self.kept_model}")
