@@ -115,7 +115,7 @@ def path_keys(defaults: dict) -> list[str]:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this machine does not have, ``cuda:7`` where there is no GPU; DataError naming those it has."""
+    """Refuse a device that this machine does not have, such as ``cuda:7``, with a DataError that names those it has."""
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     found = _DEVICE.fullmatch(name)
     if found is None or int(found[2] or 0) >= counts[found[1]]:

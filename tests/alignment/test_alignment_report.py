@@ -66,7 +66,8 @@ def test_the_verb_reports_on_all_domains(align, tmp_path, capsys):
     assert report["overall"]["image_statistics"]["all"]["accuracy"] > 0.9
     assert report["overall"]["frozen"]["low"] > 1 / 3
     sentence = report["verdict"]["sentence"]
-    assert sentence in (tmp_path / "alignment.md").read_text() and sentence in capsys.readouterr().out
+    assert sentence in (tmp_path / "alignment.md").read_text()
+    assert re.search(rf"^Alignment of \w+, .*: {re.escape(sentence)}$", capsys.readouterr().out, re.MULTILINE)
     assert json.loads((tmp_path / "align.json").read_text())["window_size"] == 64
 
 
