@@ -49,9 +49,10 @@ PRELOADED += " pandas matplotlib.figure hypothesis shapely tifffile imagecodecs 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one change: what it is called, and the module's text."""
+    """A module with one change: what it is called, and the module's text before and with it."""
 
     name: str
+    before: str
     text: str
 
 
@@ -73,7 +74,7 @@ def main() -> None:
             for mutant, outcome in judge(tree, module, given.each, given.seed):
                 counts[outcome] += 1
                 if outcome == "survived":
-                    print(f"-- survived: {module}, {mutant.name}\n{difference(tree, module, mutant)}", flush=True)
+                    print(f"-- survived: {module}, {mutant.name}\n{difference(mutant)}", flush=True)
             table.append((module, *counts.values()))
             print(f"-- {module}: {counts}", flush=True)
     print("\n| module | killed | timeout | survived |\n|---|---|---|---|")
@@ -153,7 +154,7 @@ def drawn(text: str, count: int, draw: random.Random) -> list[Mutant]:
     for line, column in sorted(draw.sample(sorted(places), min(count, len(places)))):
         name, occurrence = draw.choice(places[line, column])
         changed = mutate_code(text, plugins.get_operator(name)(), occurrence)
-        mutants.append(Mutant(f"line {line}: {name.partition('/')[2]}", changed))
+        mutants.append(Mutant(f"line {line}: {name.partition('/')[2]}", text, changed))
     return mutants
 
 
@@ -172,14 +173,12 @@ def found_by_hand(module: str, text: str) -> list[Mutant]:
         if where == module:
             if text.count(old) != 1:
                 raise SystemExit(f"{module}: '{old}' is there {text.count(old)} times; renew '{name}' in FOUND")
-            mutants.append(Mutant(name, text.replace(old, new)))
+            mutants.append(Mutant(name, text, text.replace(old, new)))
     return mutants
 
 
-def difference(tree: Path, module: str, mutant: Mutant) -> str:
-    before = (tree / "bundle" / "scripts" / module).read_text()
-    before = (ROOT / "bundle" / "scripts" / module).read_text() if before == mutant.text else before
-    lines = difflib.unified_diff(before.splitlines(), mutant.text.splitlines(), lineterm="", n=1)
+def difference(mutant: Mutant) -> str:
+    lines = difflib.unified_diff(mutant.before.splitlines(), mutant.text.splitlines(), lineterm="", n=1)
     return "\n".join(list(lines)[2:])
 
 

@@ -54,7 +54,7 @@ def test_what_a_kill_leaves_tells_which_file_it_was_to_be(tmp_path, name):
 def test_the_first_number_that_is_not_taken(tmp_path):
     path = tmp_path / "model.pt"
     assert unused_path(path) == path
-    for number in (2, 3):
+    for number in range(2, 6):
         unused_path(path).touch()
         assert unused_path(path) == tmp_path / f"model_{number}.pt"
 
@@ -95,12 +95,13 @@ def test_a_checksum_is_that_of_the_content(tmp_path):
 
 
 def test_files_are_found_once_by_name_and_hidden_ones_never(tmp_path, caplog):
+    folder, outside = tmp_path / "in", tmp_path / "out"
     for name in ("b/2.png", "a.png", "b/1.png", ".hidden/x.png", "b/.x.png", "c/3.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "b" / "loop").symlink_to(tmp_path)
-    (tmp_path / "d").symlink_to(tmp_path / "c")
-    assert [path.relative_to(tmp_path).as_posix() for path in walk_files(tmp_path)] == [
-        "a.png", "b/1.png", "b/2.png", "c/3.png",
-    ]  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+    write_json(outside / "made" / "too.json", [])  # folders are made
+    for link, target in (("b/loop", folder), ("d", folder / "c"), ("e", outside)):
+        (folder / link).symlink_to(target)
+    found = [path.relative_to(folder).as_posix() for path in walk_files(folder)]
+    assert found == ["a.png", "b/1.png", "b/2.png", "c/3.png", "e/made/too.json"]
     assert not list(walk_files(tmp_path / "none")) and "none: the folder cannot be read" in caplog.text

@@ -27,5 +27,5 @@ def test_verbs_are_named_as_the_user_started_them(monkeypatch, tmp_path):
     assert command("clearing_cache") == "the verb clearing_cache"
     said = []
     monkeypatch.setattr("monai.bundle.run", lambda *_, **__: said.extend(map(command, ("clearing_cache", "training"))))
-    assert main(["train", "--dataset_dir", str(tmp_path), "-o", str(tmp_path)]) == 0
+    assert main(["train", str(tmp_path), "-o", str(tmp_path)]) == 0
     assert said == ["ama-sam clear_cache", "ama-sam train"]

@@ -144,6 +144,20 @@ def test_density_and_scale_of_nuclei_are_not_what_the_discriminator_reads():
         assert torch.allclose(few, many, atol=1e-5) == by_region
 
 
+def test_a_region_of_less_than_a_feature_counts():
+    _, weights = DomainDiscriminator(3, 2)(
+        torch.randn(3, 3, 2, 2), torch.eye(8)[:3, :, None, None].expand(3, 8, 8, 8)[:, :1]
+    )
+    assert weights.tolist() == [[1, 0], [0, 1], [0, 1]]
+    foreground = torch.zeros(1, 1, 8, 8)
+    foreground[..., 0, 0] = 1
+    assert DomainDiscriminator(3, 2)(torch.randn(1, 3, 2, 2), foreground)[1].tolist() == [[1, 1]]
+
+
+def test_every_domain_has_a_coefficient():
+    assert domain_coefficients("ama", 4) == [0, 1, 1, 1] and domain_coefficients("single", 3) == [0, 0, 0]
+
+
 def test_ramp_runs_from_zero_to_its_maximum():
     values = [adversarial_ramp(p / 20, 0.3) for p in range(21)]
     assert values[0] == 0 and values == sorted(values)

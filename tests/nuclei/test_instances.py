@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.special import logit
 from scripts.errors import DataError
-from scripts.nuclei.instances import LogitsToInstancesd, logits_to_instances
+from scripts.nuclei.instances import LogitsToInstancesd, _without_debris, _without_holes, logits_to_instances
 from scripts.nuclei.metrics import instance_scores
 from scripts.nuclei.targets import make_targets
 
@@ -106,6 +106,34 @@ def test_what_only_corners_close_is_a_hole():
     for rim in (foreground, thin):
         _, instances = logits_to_instances(np.where(rim, 8.0, -8.0)[None].astype(np.float32), min_area=1)
         assert instances.max() == 1 and instances[0, 20, 20] == 1
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_gap_that_another_nucleus_closes_is_none_of_either(turns):
+    """On whichever side of it the other lies; a hole that only one surrounds is, also as the first of the image."""
+    instances = np.ones((9, 12), np.int32)
+    instances[3:6, 0:3], instances[3:6, 3:5], instances[4, 9] = 2, 0, 0
+    filled = _without_holes(np.rot90(instances, turns))
+    instances[4, 9] = 1
+    np.testing.assert_array_equal(filled, np.rot90(instances, turns))
+    ring = np.pad(np.zeros((1, 1), np.int32), 1, constant_values=3)
+    assert (_without_holes(ring) == 3).all()
+
+
+def test_ids_that_no_pixel_has_are_given_to_others():
+    instances = np.array([[0, 2, 5, 5]], np.int32)
+    assert _without_debris(instances, 0, 0.0).tolist() == [[0, 1, 2, 2]]
+
+
+def test_defaults_are_those_of_the_function():
+    """The depth of markers, and that nothing is taken for debris."""
+    label = discs((40, 40, 25), (40, 70, 14), (80, 80, 3))
+    logits = ideal_logits(label)
+    logits[1] += np.random.default_rng(0).normal(0, 1.5, label.shape)
+    expected = logits_to_instances(logits, 0.5, 0.1, 20, "watershed", None, 0.0)[1]
+    np.testing.assert_array_equal(logits_to_instances(logits)[1], expected)
+    np.testing.assert_array_equal(LogitsToInstancesd()({"pred": torch.as_tensor(logits)})["instances"], expected)
+    assert (logits_to_instances(logits, marker_depth=1.0)[1] != expected).any()
 
 
 def test_a_bay_at_the_image_border_is_not_a_hole():

@@ -13,7 +13,7 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.metrics import PanopticQualityMetric
 from scripts.evaluation.handlers import PenalisedHausdorff
-from scripts.nuclei.metrics import best_iou, hausdorff_distance, image_metrics, instance_scores
+from scripts.nuclei.metrics import best_iou, hausdorff_distance, image_metrics, instance_scores, known_mpp
 
 OVERLAP = ("dice", "iou", "surface_dice", "aji", "pq", "dq", "sq", "f1_50")
 DISTANCES = ("hd_px", "hd95_px")
@@ -104,6 +104,7 @@ def test_micrometres_only_when_mpp_is_known(mpp):
     true = random_nuclei(0)
     assert not [key for key in of_instances(true, true, mpp=mpp) if key.endswith("_um")]
     assert "hd_um" in of_instances(true, true, mpp=torch.tensor(0.25))
+    assert [known_mpp(mpp) for mpp in (0, -0.1, math.inf, "0.5", 1e-9)] == [None, None, None, 0.5, 1e-9]
 
 
 def test_tolerance_is_in_the_name():

@@ -23,13 +23,15 @@ class OneWeight(torch.nn.Module):
         self.adversary = SimpleNamespace(cgrl=SimpleNamespace(strength=None)) if adversary else None
 
     def forward(self, image, domain, mask, features):
+        assert mask.shape == (4, 1, 4, 4), "the foreground alone"
+        self.features = features
         aligned = self.weight * torch.ones(1)
         logits = aligned * torch.ones(len(image), 1, 4, 4)
         return logits, aligned, None if self.adversary is None else aligned.sum() * 0.5, None
 
 
 def step(
-    run: AdversarialIteration, adversary: bool = False, number: int = 1, image: torch.Tensor | None = None
+    run: AdversarialIteration, adversary: bool = False, number: int = 1, image: torch.Tensor | None = None, **more
 ) -> tuple[dict, OneWeight]:
     """A step's output, and the network with the gradient that the optimizer saw."""
     network = OneWeight(adversary)
@@ -45,8 +47,9 @@ def step(
     )
     batch = {
         "image": torch.zeros(4, 3, 4, 4) if image is None else image,
-        "target": torch.ones(4, 1, 4, 4),
+        "target": torch.ones(4, 2, 4, 4),
         "domain": DOMAINS,
+        **more,
     }
     return run(engine, batch), network
 
@@ -91,6 +94,7 @@ def test_the_domain_loss_is_added_once():
 @pytest.mark.parametrize("clip_norm, gradient", [(1.0, 1.0), (0.0, 3.75), (10.0, 3.75)])
 def test_the_gradient_is_clipped_to_its_norm(clip_norm, gradient):
     _, network = step(AdversarialIteration(clip_norm=clip_norm))
+    assert AdversarialIteration().clip_norm == 1
     torch.testing.assert_close(network.weight.grad, torch.tensor([gradient]), rtol=1e-5, atol=1e-5)
 
 
@@ -108,5 +112,19 @@ def test_gradients_are_compared_where_features_are_aligned():
     aligned = torch.zeros(2, requires_grad=True)
     found = iteration._gradient_relation(3 * aligned[0], aligned.sum(), aligned)
     assert found == pytest.approx({"task": 3, "adversarial": 2**0.5, "cosine": 0.5**0.5})
-    assert step(AdversarialIteration(), True, 6)[0]["gradients"], "in the first step of the second epoch"
-    assert not step(AdversarialIteration(), True, 7)[0]["gradients"]
+    for number in range(1, 21):  # epochs of five steps
+        found = step(AdversarialIteration(), True, number)[0]["gradients"]
+        assert bool(found) == (number in (1, 6, 11, 16)), "in the first step of an epoch"
+
+
+def test_stored_features_have_their_channels_last_and_the_network_takes_them_first():
+    stored = [torch.rand(4, 3, 2, 5), torch.rand(4, 6, 4, 7)]
+    _, network = step(AdversarialIteration(), features=stored)
+    for given, taken in zip(stored, network.features):
+        torch.testing.assert_close(taken, torch.einsum("bhwc->bchw", given))
+
+
+def test_dice_is_of_the_pixels_that_are_more_probable_than_not():
+    logits = torch.tensor([[[-0.5, 0.5, 9.0]], [[-9.0, -0.5, 0.0]], [[-1.0, -1.0, 1.0]]])
+    truth = torch.tensor([[[0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]], [[1.0, 0.0, 1.0]]])
+    torch.testing.assert_close(iteration._hard_dice(logits, truth), torch.tensor([1.0, 1.0, 2 / 3]))
