@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fakes import open_verb
 from PIL import Image
-from scripts.data.feature_cache import LEFT
 from scripts.errors import DataError, root_cause
+from scripts.files import LEFT
 from scripts.lock import only_writer, run_alone
 from scripts.owned import LIST, OwnFiles
+from scripts.training.publishing import PublishModel
 
 PARTIAL = ".a.0123456789ab.partial.png"
 
@@ -74,7 +76,8 @@ def test_what_a_kill_left_half_written_goes_where_the_folder_is_ours(tmp_path):
 def test_half_written_features_go_once_nobody_can_be_at_them(bundle_root, tmp_path, synthetic, encoder):
     """Several trainings share the folder: what is young may be another one's."""
     names = {name: f".{name * 64}.0123456789ab.partial.pt" for name in "ab"}
-    for name in (*names.values(), ".mine.0123456789ab.partial.pt"):
+    OwnFiles(tmp_path).add([f"{'c' * 64}.pt"])
+    for name in names.values():
         (tmp_path / name).write_text("")
         if name != names["b"]:
             os.utime(tmp_path / name, (time.time() - 2 * LEFT,) * 2)
@@ -82,4 +85,18 @@ def test_half_written_features_go_once_nobody_can_be_at_them(bundle_root, tmp_pa
     options |= {"cache_dir": str(tmp_path), "cache_variants": 1, "window_size": 64, "crop_size": 64}
     workflow = open_verb(bundle_root, "train", "train", output_dir=str(tmp_path / "out"), **options)
     workflow.parser.get_parsed_content("train::dataset")
-    assert {path.name for path in tmp_path.glob(".*.partial.pt")} == {names["b"], ".mine.0123456789ab.partial.pt"}
+    assert {path.name for path in tmp_path.glob(".*.partial.pt")} == {names["b"]}
+
+
+def test_half_written_models_go_from_where_models_are_published(tmp_path):
+    """What else lies there stays: the folder may be anybody's."""
+    model, other = (tmp_path / f".{name}.0123456789ab.partial.pt" for name in ("model", "other"))
+    young = tmp_path / ".model.00112233aabb.partial.pt"
+    for path in (model, other, young):
+        path.touch()
+    for path in (model, other):
+        os.utime(path, (time.time() - 2 * LEFT,) * 2)
+    (tmp_path / "new.pt").write_text("weights")
+    evaluator = SimpleNamespace(state=SimpleNamespace(epoch_length=0))
+    PublishModel(tmp_path / "new.pt", tmp_path / "model.pt", "always", None, evaluator)(None)
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, young.name, "new.pt", "model.pt"}

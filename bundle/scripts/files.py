@@ -8,20 +8,23 @@ import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from scripts.errors import DataError
 
 __all__ = [
+    "LEFT",
     "atomic_path",
     "bundle_version",
     "finished_name",
     "has_columns",
     "read_json",
     "read_text",
+    "remove_partial",
     "sha256_of",
     "unused_path",
     "walk_files",
@@ -32,6 +35,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+LEFT = 3600.0  # seconds after which nobody writes a file any longer, where several processes may
 _PARTIAL = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.partial(?P<suffix>\.[^.]*)?")
 
 
@@ -58,6 +62,23 @@ def finished_name(name: str) -> str | None:
     """The name that a temporary file of :func:`atomic_path` was to get, None for any other file."""
     found = _PARTIAL.fullmatch(name)
     return found and found["stem"] + (found["suffix"] or "")
+
+
+def remove_partial(folder: Path, of: Callable[[str], bool], older_than: float = 0.0) -> None:
+    """
+    Remove what a kill left of files that were being written directly in a folder.
+
+    Args:
+        folder: it need not exist.
+        of: whether it may be removed, by the name of the file that it was to become.
+        older_than: seconds since it was last written to; :data:`LEFT` where another process may be writing now.
+    """
+    for path in folder.glob(".*.partial*"):
+        with suppress(FileNotFoundError):  # that other process has finished it
+            name = finished_name(path.name)
+            ours = name and of(name) and path.is_file() and not path.is_symlink()
+            if ours and path.stat().st_mtime <= time.time() - older_than:
+                path.unlink()
 
 
 def unused_path(path: str | os.PathLike) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from scripts.errors import DataError
-from scripts.files import finished_name
+from scripts.files import finished_name, remove_partial
 
 __all__ = ["LIST", "LOCK", "OwnFiles", "remove_own_folder"]
 
@@ -78,18 +78,17 @@ class OwnFiles:
             self._append(f"-{name}\n")  # the next file of that name may be another's
             self._listed.discard(name)
 
-    def remove_partial(self, folders: Iterable[str] = ()) -> None:
+    def remove_partial(self, folders: Iterable[str] = (), older_than: float = 0.0) -> None:
         """
         Remove what a kill left of files that were being written, in a folder with a list, in its sub-folders with
-        listed files and in those named. No other process may be writing there.
+        listed files and in those named. Another process may be writing there only where ``older_than`` is
+        ``files.LEFT``.
         """
         if not (self.folder / LIST).is_file():
             return
         names = {".", *folders, *(os.path.dirname(name) for name in self)}
         for folder in sorted(self.folder / name for name in names):
-            for path in folder.glob(".*.partial*"):
-                if finished_name(path.name) and path.is_file() and not path.is_symlink():
-                    path.unlink()
+            remove_partial(folder, lambda name: True, older_than)
 
     def others(self) -> list[Path]:
         """What lies directly in the folder and is not ours, folders included."""

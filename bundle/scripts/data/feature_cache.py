@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
 from scripts.data.holding_out import training_span
 from scripts.errors import DataError, root_cause
-from scripts.files import atomic_path, finished_name
+from scripts.files import LEFT, atomic_path
 from scripts.nuclei.targets import CHANNELS
 from scripts.owned import OwnFiles
 from scripts.wording import command, counted
@@ -32,8 +29,6 @@ from tqdm import tqdm
 __all__ = ["FeatureDataset", "cache_usage", "clear_cache", "training_dataset"]
 
 CACHE_MODES = ("on", "off")
-LEFT = 3600  # seconds after which nobody writes a file any longer
-_STORED = re.compile(r"[0-9a-f]{64}\.pt")
 
 
 def training_dataset(
@@ -189,7 +184,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         missing = self.missing()
         if not missing:
             return self
-        self._remove_partial()
+        self._files.remove_partial(older_than=LEFT)  # other runs may be writing here at this moment
         needed = self.bytes_needed(len(missing))
         free = shutil.disk_usage(self.cache_dir).free
         size = f"at most {needed / 1e9:.2f} GB"
@@ -216,13 +211,6 @@ class FeatureDataset(PersistentDataset, Randomizable):
             more = "".join(f"\n{error}" for error in others)
             raise DataError(first.path, first.problem, first.hint + more)
         return self
-
-    def _remove_partial(self) -> None:
-        """Remove what kills left half-written; other runs may be writing here at this moment."""
-        for path in self.cache_dir.glob(".*.partial.pt"):
-            with suppress(FileNotFoundError):
-                if _STORED.fullmatch(finished_name(path.name) or "") and path.stat().st_mtime < time.time() - LEFT:
-                    path.unlink()
 
     def bytes_needed(self, windows: int) -> int:
         """Upper bound of the space that so many stored windows take."""

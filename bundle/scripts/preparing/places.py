@@ -10,9 +10,10 @@ from scripts.owned import OwnFiles
 from scripts.preparing.converting import DOMAIN_FILES
 from scripts.preparing.stains import STAINS
 
-__all__ = ["WORK", "check_domain_folders", "check_places", "domain_folders"]
+__all__ = ["HASHES", "WORK", "check_domain_folders", "check_places", "domain_folders"]
 
 WORK = ".preparing"  # in the folder of domains: what was done so far, hidden from the domain list
+HASHES = "hashes.json"  # there, of the images of all domains
 
 
 def check_places(name: str, source: Path, output_dir: Path) -> None:

@@ -15,14 +15,14 @@ from scripts.data.domains import SPLITS
 from scripts.data.readers import read_image
 from scripts.ending import end_with_parent
 from scripts.errors import DataError
-from scripts.files import has_columns, read_json, sha256_of, write_json, write_table
+from scripts.files import LEFT, has_columns, read_json, sha256_of, write_json, write_table
 from scripts.owned import OwnFiles
 from scripts.preparing.contact_sheet import write_contact_sheet
 from scripts.preparing.converting import DOMAIN_FILES, Task, convert, file_names
 from scripts.preparing.download import download_dataset
 from scripts.preparing.formats.reading import find_samples
 from scripts.preparing.layouts import Sample, Skipped
-from scripts.preparing.places import WORK, check_domain_folders, check_places, domain_folders
+from scripts.preparing.places import HASHES, WORK, check_domain_folders, check_places, domain_folders
 from scripts.preparing.registry import choose_dataset
 from scripts.preparing.source import Source, fingerprint, open_source
 from scripts.preparing.splitting import assign_splits, published_splits
@@ -97,6 +97,9 @@ def prepare(
     check_domain_folders(name, entry, output_dir, work)
     for folder in domain_folders(name, entry, output_dir):
         OwnFiles(folder).remove_partial(("images", "labels"))
+    for folder, file, older_than in ((work.parent, HASHES, LEFT), (work, "done.json", 0.0)):
+        OwnFiles(folder).remove_partial(("records",), older_than)  # hashes are those of all sets
+        OwnFiles(folder).add([file])
     opened, samples, skipped = _find(source, entry, work / "sources")
     records = _convert(samples, name, entry, output_dir, work, key, workers)
     rows = [problem("error", s.finding.problem, image=s.file, detail=s.finding.detail) for s in skipped]
@@ -110,7 +113,7 @@ def prepare(
         write_table(own.path(table), rows, COLUMNS)
         raise DataError(source, f"none of {len(samples)} images can be converted", f"The first: {rows[0]['detail']}")
     _divide(good, entry, opened, output_dir, validation_share, testing_share)
-    rows += verify(good, entry, output_dir, output_dir / WORK / "hashes.json")
+    rows += verify(good, entry, output_dir, work.parent / HASHES)
     rows += _check_archives(opened, entry)
     write_table(own.path(table), rows, COLUMNS)
     written = _write_domains(good, rows, entry, dataset, opened, output_dir)

@@ -10,7 +10,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
-from scripts.files import atomic_path, unused_path
+from scripts.files import LEFT, atomic_path, remove_partial, unused_path
 from scripts.networks.loading import load_model
 from scripts.networks.model_file import read_model_file
 
@@ -68,6 +68,7 @@ class PublishModel:
         if self.publish == "better" and new is not None and served is not None and new < served:
             logger.warning("not published, the served model validates better (%s): %s", told, self.model)
             return
+        remove_partial(self.path.parent, lambda name: name == self.path.name, LEFT)
         if self.path.is_file():
             previous = unused_path(self.path.parent / "previous" / f"model_{time.strftime('%Y%m%d_%H%M%S')}.pt")
             with atomic_path(previous) as partial:
