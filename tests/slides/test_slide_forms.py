@@ -49,14 +49,27 @@ def test_a_slide_is_read_as_the_image_is(tmp_path, form):
     np.testing.assert_array_equal(part, whole[50:120, 30:120])
 
 
-@pytest.mark.parametrize("form", ["two channels", "four channels", "16 bit", "turned", "claims"])
+@pytest.mark.parametrize("full", [255, 4095, 65535])
+def test_sixteen_bits_are_read_as_those_of_images_in_all_windows_alike(tmp_path, full):
+    """A window without bright pixels must not be taken for one of fewer bits."""
+    path = tmp_path / "x.tif"
+    pixels = np.rint(PIXELS * (full / 255)).astype(np.uint16)
+    pixels[:80, :80] = pixels[:80, :80] // 300
+    pixels[100, 200] = full
+    tifffile.imwrite(path, pixels, **TILED)
+    slide, image = open_slide(path), read_image(path)
+    np.testing.assert_array_equal(slide.read(0, 0, 300, 200, 1.0)[0], image)
+    np.testing.assert_array_equal(slide.read(10, 10, 50, 50, 1.0)[0], image[10:60, 10:60])
+
+
+@pytest.mark.parametrize("form", ["two channels", "four channels", "32 bit", "turned", "claims"])
 def test_what_is_no_slide_is_told(tmp_path, form):
     path, options = tmp_path / "x.tif", dict(TILED)
     pixels = {"two channels": PIXELS[..., :2], "four channels": np.dstack([PIXELS, CLEAR])}.get(form, PIXELS)
     if "channels" in form:
         options |= {"photometric": "minisblack", "planarconfig": "contig"}
-    elif form == "16 bit":
-        pixels = PIXELS.astype(np.uint16) * 257
+    elif form == "32 bit":
+        pixels = PIXELS.astype(np.uint32)
     elif form == "turned":
         options["extratags"] = [(274, "H", 1, 6, True)]
     tifffile.imwrite(path, pixels, **options)

@@ -213,7 +213,14 @@ def slides() -> list[tuple]:
         rows = {"tile": tile} if tile else {"rowsperstrip": 16}
         about = {**size, **options, **rows, "byteorder": order, "compression": codec}
         cases.append((f"slide_{name}{order}{codec}{bool(tile)}.tif", tiff, (values,), about, same_slide(truth)))
-    for kind in ("u2", "f4"):
+    for bits, order, codec in itertools.product((8, 12, 16), "<>", (None, "zlib", "jpeg2000")):
+        for name in ("rgb", "grey", "planar", "unspecified", *(("white", "alpha") if bits == 16 else ())):
+            values, options, truth = forms[name]
+            deep = np.rint(values * ((2**bits - 1) / 255)).astype("u2")
+            about = {**size, **options, "tile": (64, 64), "byteorder": order, "compression": codec}
+            if codec != "jpeg2000" or name in ("rgb", "grey"):
+                cases.append((f"slide_{name}_{bits}{order}{codec}.tif", tiff, (deep,), about, same_slide(truth)))
+    for kind in ("u4", "i2", "f4"):
         cases.append((f"slide_{kind}.tif", tiff, (RGB.astype(kind),), {**size, "tile": (64, 64)}, "slide told"))
     return cases
 

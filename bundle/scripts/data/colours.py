@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,19 @@ class Colours:
         if self.kind == "palette":
             return int(np.abs(self.palette[:, :3].astype(int) - 255).sum(axis=1).argmin())
         return 0 if self.kind in ("white is zero", "cmyk") else 255
+
+    def of_parts(self, highest: int) -> Colours:
+        """
+        For an image of unsigned 16-bit samples that is read in parts: the same full intensity for all of them, by the
+        rule for whole images.
+
+        Args:
+            highest: sample of any colour anywhere.
+        """
+        if self.bits or self.kind == "palette":
+            return self
+        full = 65535 if self.kind == "white is zero" else self._full(np.array([highest], np.uint16))
+        return replace(self, bits=full.bit_length())
 
     def rgb(self, values: np.ndarray, path: Path, blend: bool | None = None) -> np.ndarray:
         """

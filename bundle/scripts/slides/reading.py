@@ -5,6 +5,7 @@ import math
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -205,12 +206,16 @@ class _TiffSlide(Slide):
             self._check(path, pages, hint)
         sizes = [(pages[0].keyframe.imagewidth, pages[0].keyframe.imagelength) for pages in self._levels]
         super().__init__(path, sizes, tiff_mpp(path, self._tiff))
+        if self._levels[0][0].keyframe.dtype == np.uint16:
+            highest = [int(values[..., : self._colours.channels].max()) for values in self._overview()]
+            self._colours = self._colours.of_parts(max(highest, default=0))
         self._blend = self._is_transparent()
 
     def _check(self, path: Path, pages: list[tifffile.TiffPage], hint: str) -> None:
         page = pages[0].keyframe
-        if page.dtype != np.uint8 or self._colours.bits:
-            raise DataError(path, f"pixels are {page.dtype}, {page.bitspersample} bits", hint)
+        if page.dtype not in (np.uint8, np.uint16) or (self._colours.bits or 8) < 8:
+            what = f"pixels are {page.dtype}, {page.bitspersample} bits; read tile by tile, they must be 8 to 16 bits"
+            raise DataError(path, what, hint)
         if _segment_size(page)[0] * _segment_size(page)[1] > MAX_SEGMENT:
             raise DataError(path, "it is not tiled", hint)
         width, height = _segment_size(page)
@@ -226,19 +231,25 @@ class _TiffSlide(Slide):
         """Whether its transparency, if it has one, differs anywhere: looked at in the coarsest level."""
         if self._colours.alpha is None:
             return False
-        level, seen = len(self.sizes) - 1, set()
+        seen = set()
+        for values in self._overview():
+            alpha = values[..., self._colours.alpha]
+            seen |= {int(alpha.min()), int(alpha.max())}
+            if len(seen) > 1:
+                return True
+        return False
+
+    def _overview(self) -> Iterator[np.ndarray]:
+        """The coarsest level as stored, in parts; what cannot be read of it is left out."""
+        level = len(self.sizes) - 1
         width, height = self.sizes[level]
         for top in range(0, height, READ_SIDE):
             for left in range(0, width, READ_SIDE):
                 box = left, top, min(READ_SIDE, width - left), min(READ_SIDE, height - top)
                 try:
-                    alpha = self._values(level, *box)[..., self._colours.alpha]
-                except Exception:  # nosec B112 # what cannot be read is told tile by tile
+                    yield self._values(level, *box)
+                except Exception:  # nosec B112 # it is told tile by tile
                     continue
-                seen |= {int(alpha.min()), int(alpha.max())}
-                if len(seen) > 1:
-                    return True
-        return False
 
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         return self._colours.rgb(self._values(level, left, top, width, height), self.path, self._blend)
@@ -248,8 +259,9 @@ class _TiffSlide(Slide):
         pages = self._levels[level]
         page = pages[0].keyframe
         samples = page.samplesperpixel * len(pages)
-        values = np.full((height, width, samples), 255, np.uint8)
-        values[..., : self._colours.channels] = self._colours.white
+        full = 2 ** (self._colours.bits or 8) - 1
+        values = np.full((height, width, samples), full, page.dtype)
+        values[..., : self._colours.channels] = full if self._colours.white == 255 else self._colours.white
         segment_width, segment_height = _segment_size(page)
         across, down = -(-page.imagewidth // segment_width), -(-page.imagelength // segment_height)
         planes = _planes(page)
