@@ -252,5 +252,6 @@ def test_time_grows_with_pixels_not_with_nuclei_times_pixels():
                  {"min_area_um2": float("nan")}, {"min_solidity": 1.1}, {"min_solidity": float("nan")}],
 )  # fmt: skip
 def test_a_setting_out_of_its_range_is_refused_before_work_starts(settings):
-    with pytest.raises(DataError, match=next(iter(settings))):
+    """By the one range of the setting, also where a config of one's own names it below the top."""
+    with pytest.raises(DataError, match=f"{next(iter(settings))}: it must be a number (from|above) 0"):
         LogitsToInstancesd(**settings)

@@ -8,7 +8,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
-from scripts.errors import DataError
+from scripts.judging import judge
 from scripts.nuclei.measures import outline, solidity
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.separating import separate
@@ -103,15 +103,9 @@ class LogitsToInstancesd(MapTransform):
         min_solidity: float = 0.0,
     ) -> None:
         super().__init__(keys)
-        if not 0 < float(threshold) < 1:
-            raise DataError("threshold", f"{threshold} is no probability between 0 and 1", "Give e.g. 0.5.")
-        if not 0 < float(marker_depth) <= 1:
-            raise DataError("marker_depth", f"{marker_depth} is not above 0 and at most 1", "Give e.g. 0.1.")
-        for name, area in {"min_area": min_area, "min_area_um2": min_area_um2}.items():
-            if area is not None and not 0 <= float(area) < float("inf"):
-                raise DataError(name, f"{area} is no area", "Give 0 or more.")
-        if not 0 <= float(min_solidity) <= 1:
-            raise DataError("min_solidity", f"{min_solidity} is not from 0 to 1", "Give e.g. 0.85.")
+        # a verb has judged its settings already; a config of one's own can also name them here
+        given = {"threshold": threshold, "marker_depth": marker_depth, "min_solidity": min_solidity}
+        judge("inference", {**given, "min_area": min_area, "min_area_um2": min_area_um2})
         self.threshold = threshold
         self.marker_depth = marker_depth
         self.min_area = min_area
