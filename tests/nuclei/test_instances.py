@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import time
@@ -125,15 +126,13 @@ def test_ids_that_no_pixel_has_are_given_to_others():
     assert _without_debris(instances, 0, 0.0).tolist() == [[0, 1, 2, 2]]
 
 
-def test_defaults_are_those_of_the_function():
-    """The depth of markers, and that nothing is taken for debris."""
-    label = discs((40, 40, 25), (40, 70, 14), (80, 80, 3))
-    logits = ideal_logits(label)
-    logits[1] += np.random.default_rng(0).normal(0, 1.5, label.shape)
-    expected = logits_to_instances(logits, 0.5, 0.1, 20, "watershed", None, 0.0)[1]
-    np.testing.assert_array_equal(logits_to_instances(logits)[1], expected)
-    np.testing.assert_array_equal(LogitsToInstancesd()({"pred": torch.as_tensor(logits)})["instances"], expected)
-    assert (logits_to_instances(logits, marker_depth=1.0)[1] != expected).any()
+def test_defaults_are_the_same_in_both_forms_and_those_of_the_config(bundle_root):
+    config = json.loads((bundle_root / "configs" / "inference.json").read_text())
+    forms = [inspect.signature(form).parameters for form in (logits_to_instances, LogitsToInstancesd)]
+    for name in ("threshold", "marker_depth", "min_area", "min_solidity", "method", "targets"):
+        assert forms[0][name].default == forms[1][name].default
+    for name in ("threshold", "marker_depth"):
+        assert forms[0][name].default == config[name]
 
 
 def test_a_bay_at_the_image_border_is_not_a_hole():

@@ -146,6 +146,12 @@ def test_what_reaches_a_neighbours_window_is_remembered_and_no_more(tiles):
             ownership = Ownership(tiles, MARGIN)
             assert ownership.choose(tile, [nucleus(tile, x, y)])
             assert len(ownership.record(tile)) == kept
+    tile = tiles[4]
+    for left, kept in ((STEP + MARGIN, 0), (STEP + MARGIN - 1, 1)):
+        for x, y in ((left + 5, STEP + 64), (STEP + 64, left + 5)):
+            ownership = Ownership(tiles, MARGIN)
+            assert ownership.choose(tile, [nucleus(tile, x, y)])
+            assert len(ownership.record(tile)) == kept
 
 
 def test_memory_holds_two_rows():

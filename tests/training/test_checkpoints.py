@@ -176,6 +176,11 @@ def test_parts_epoch_and_iteration_come_back(tmp_path, saved):
         train(tmp_path, [0.1] * 4, resume=True, parts={"other": part})
 
 
+def test_a_run_without_a_checkpoint_can_end(tmp_path):
+    FinishedRun(tmp_path / "none.pt")(None)
+    assert not any(tmp_path.iterdir())
+
+
 def schedule(total: int) -> tuple[torch.optim.Optimizer, WarmupCosineSchedule]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     return optimizer, WarmupCosineSchedule(optimizer, warmup_steps=0, t_total=total)
