@@ -335,6 +335,8 @@ def test_what_other_settings_left_behind_is_told(tmp_path):
     items = _write(tmp_path)
     _dataset(items, tmp_path / "cache", noise=1.0).fill()
     dataset = _dataset(items, tmp_path / "cache").fill()
+    # another process is writing one, and has finished it by the time it is looked at
+    (tmp_path / "cache" / f".{'0' * 64}.{'a' * 12}.partial.pt").symlink_to(tmp_path / "finished.pt")
     assert "6 encoded windows" in cache_usage(dataset) and "6 other files" in cache_usage(dataset)
     with pytest.raises(ValueError, match="--cache on"):
         cache_usage([])

@@ -81,7 +81,9 @@ def cache_usage(dataset: Dataset) -> str:
     if not isinstance(dataset, FeatureDataset):
         raise ValueError("there is nothing to cache: the data are set up with cache 'off'; use --cache on")
     own = {dataset.path(i, v) for i in range(len(dataset)) for v in range(dataset.variants)}
-    others = [file for file in dataset.cache_dir.glob("*.pt") if file not in own]
+    # Path.glob takes hidden files too: not what another process is writing at this moment
+    stored = [file for file in dataset.cache_dir.glob("*.pt") if not file.name.startswith(".")]
+    others = [file for file in stored if file not in own]
     size, rest = (sum(file.stat().st_size for file in files) / 1e9 for files in (own, others))
     line = f"{counted(len(own), 'encoded window')}, {size:.2f} GB, in {dataset.cache_dir}"
     if others:
