@@ -28,7 +28,8 @@ from machine import matmul_rate, peak_memory, processes_in_turns, ratio
 def build(which: str, size: int):
     """Upstream's encoder, or ours made of its parameters; the same random weights for both."""
     import torch
-    from scripts.networks.sam_encoders import SAM_VITS, SAM_WINDOW, SamViT, sam_modeling
+    from scripts.networks.sam_encoders import SAM_VITS, SAM_WINDOW, sam_modeling
+    from scripts.networks.sam_vit import SamViT
 
     torch.manual_seed(0)
     encoder = sam_modeling().ImageEncoderViT(

@@ -128,6 +128,7 @@ NotNegative = _number(ge=0)
 Mpp = _number(ge=0.05, le=20)  # pixel_size.PLAUSIBLE_MPP
 Split = Literal["training", "validation", "testing"]
 Backbone = Literal["vit_t", "vit_test", "vit_b", "vit_l", "vit_h"]
+Adapters = Literal["none", "late", "early", "all"]
 Decoder = Literal["light", "standard", "wide", "quarter"]
 Targets = Literal["distance", "hv", "border", "foreground"]
 Stride = Literal[4, 8, 16]
@@ -276,6 +277,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "targets": Setting(Targets, "what separates nuclei"),
         "out_channels": Setting(Count | None, "channels of the network, where targets do not say"),
         "aligned_stride": Setting(Stride, "level of the decoder that is aligned", "pixels"),
+        "adapters": Setting(Adapters, "small trained parts beside the frozen encoder's late or early blocks, or all"),
         **_ENCODER,
         "crop_size": Setting(_whole(ge=16, multiple_of=16), "side of what a training step sees", "pixels"),
         "window_size": Setting(

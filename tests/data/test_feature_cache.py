@@ -36,14 +36,15 @@ class PoolingEncoder(nn.Module):
     """Its features are means of the pixels below them, so where a crop of them comes from can be seen."""
 
     version = 1
-    channels, strides, size_multiple = (3, 3, 3), (4, 8, 16), 16
+    strides, size_multiple = (4, 8, 16), 16
+    stored_channels, stored_strides = (3, 3, 3), strides
 
     def __init__(self, trained: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1), requires_grad=trained)
         self.calls = 0
 
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+    def begin(self, image: torch.Tensor) -> list[torch.Tensor]:
         self.calls += 1
         return [nn.functional.avg_pool2d(image, s) * self.weight for s in self.strides]
 

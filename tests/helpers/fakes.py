@@ -25,6 +25,7 @@ class TinyEncoder(nn.Module):
     """A frozen encoder's interface on three random convolutions, so that tests of the rest need no SAM."""
 
     channels, strides, size_multiple, backbone_type = (4, 6, 8), (4, 8, 16), 16, "tiny"
+    adapters = "none"
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +37,9 @@ class TinyEncoder(nn.Module):
         for layer in self.layers:
             features.append(layer(image / 255.0))
         return features
+
+    def finish(self, begun: list[torch.Tensor]) -> list[torch.Tensor]:
+        return begun
 
 
 def randomised(module: nn.Module) -> nn.Module:

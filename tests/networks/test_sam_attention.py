@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from fakes import randomised
 from scripts.networks import sam_attention
-from scripts.networks.sam_encoders import SamViT, sam_modeling
+from scripts.networks.sam_encoders import sam_modeling
+from scripts.networks.sam_vit import SamViT
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def alignment_evaluator(
         dataset: of :func:`window_dataset`.
         handlers: such as ``AlignmentReport``.
         device, amp: where, and whether in mixed precision.
-        control: a decoder to compare with, see ``RegionFeatures``.
+        control: a network to compare with, see ``RegionFeatures``.
     """
     return SupervisedEvaluator(
         device=device,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from scripts.networks.adapters import without_adapters
 from torch import nn
 
 __all__ = ["REGIONS", "RegionFeatures", "region_means"]
@@ -17,13 +18,14 @@ class RegionFeatures(nn.Module):
 
     Args:
         network: an ``AMASAM``.
-        control: a decoder on the same encoder, such as that of the network before training or of a training without
+        control: a network with the same frozen encoder, such as this one before training or that of a training without
             alignment; its features tell what alignment is to be measured against.
     """
 
     def __init__(self, network: nn.Module, control: nn.Module | None = None) -> None:
         super().__init__()
         self.network, self.control = network, control
+        self.frozen = without_adapters(network.image_encoder)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -33,19 +35,22 @@ class RegionFeatures(nn.Module):
 
         Returns:
             ``aligned`` (B, 2, C'), of the features that the domain discriminator sees; and ``frozen`` (B, 2, C), of
-            the frozen encoder's features that those are computed from, i.e. at their stride and coarser; ``dice``
+            the features that the frozen encoder, without adapters, has at their stride and coarser; ``dice``
             (B,) of the foreground that the network finds; and with a control ``control`` (B, 2, C').
         """
-        features = self.network.image_encoder(image)
+        plain = self.frozen(image)
+        features = plain if self.network.image_encoder.adapters == "none" else self.network.image_encoder(image)
         logits, aligned = self.network.decoder(features, image)
         foreground = (label > 0).float()
         found = (logits[:, :1] > 0).float()
         dice = 2 * (found * foreground).sum((1, 2, 3)) / (found + foreground).sum((1, 2, 3)).clamp(min=1)
-        sources = [feature for feature in features if feature.shape[-1] <= aligned.shape[-1]]
+        sources = [feature for feature in plain if feature.shape[-1] <= aligned.shape[-1]]
         frozen = torch.cat([region_means(feature, foreground) for feature in sources], dim=-1)
         means = {"frozen": frozen, "aligned": region_means(aligned, foreground), "dice": dice}
         if self.control is not None:
-            means["control"] = region_means(self.control(features, image)[1], foreground)
+            encoder = self.control.image_encoder
+            features = plain if encoder.adapters == "none" else encoder(image)
+            means["control"] = region_means(self.control.decoder(features, image)[1], foreground)
         return means
 
 

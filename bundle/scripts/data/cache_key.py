@@ -20,7 +20,7 @@ from scripts.data.pixel_size import stated_mpp
 from scripts.data.readers import related_files
 from scripts.data.transforms import ToTargetMppd
 from scripts.errors import DataError
-from scripts.networks.sam_encoders import FrozenEncoder, fingerprint
+from scripts.networks.sam_encoders import AdaptedEncoder, FrozenEncoder, fingerprint
 
 __all__ = ["Recipe", "content_of", "describe"]
 
@@ -100,7 +100,9 @@ def _plain(thing: Any) -> Any:
     if callable(thing) and hasattr(thing, "__qualname__"):  # a class or function as a setting
         return _name(thing)
     if isinstance(thing, FrozenEncoder):
-        return [_name(type(thing)), fingerprint(thing), thing.precision]
+        # of an adapted one that part is stored which no adapter changes
+        until = [thing.backbone.first] if isinstance(thing, AdaptedEncoder) else []
+        return [_name(type(thing)), fingerprint(thing), thing.precision, *until]
     name = _name(type(thing))
     if isinstance(thing, torch.nn.Module):
         return [name, _plain(thing.state_dict())]

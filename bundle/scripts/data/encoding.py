@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import torch
 from monai.transforms import Compose, RandomizableTransform, ScaleIntensityRanged, SelectItemsd, Transform
 from scripts.data.transforms import SplitTargetsd
+from scripts.networks.adapters import is_adapter
 from torch import nn
 
 __all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop", "named_steps", "training_steps"]
@@ -24,9 +25,9 @@ def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.
         augmentation: random transforms of ``image`` (3, H, W) and ``label`` (1, H, W); intensities are then clipped to
             [0, 255].
         targets: what is taught, see :func:`scripts.nuclei.targets.make_targets`.
-        cache: "on" stores features of augmented windows, and cuts each crop from them; "off" leaves encoding to the
-            training step.
-        encoder: the frozen one.
+        cache: "on" stores what the frozen encoder makes of augmented windows (with adapters, up to the first of them),
+            and cuts each crop from it; "off" leaves encoding to the training step.
+        encoder: the network's.
         crop_size: side of a crop in pixels.
 
     Returns:
@@ -38,7 +39,7 @@ def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.
     if cache == "off":
         return Compose([augmented, batched])
     return Compose(
-        [DrawVariant(augmented), EncodeFeatures(encoder), RandFeatureCrop(crop_size, encoder.strides), batched]
+        [DrawVariant(augmented), EncodeFeatures(encoder), RandFeatureCrop(crop_size, encoder.stored_strides), batched]
     )
 
 
@@ -72,19 +73,19 @@ class EncodeFeatures(Transform):
     (C, H, W) in [0, 1]. The image is rounded to 8 bits before it is encoded, so that what is stored is what was seen.
 
     Gives ``image`` (uint8), ``target`` (float16) and ``features``, a list of
-    (H / s_i, W / s_i, C_i), float16.
+    (H / s_i, W / s_i, C_i), float16: what the encoder's ``begin`` gives.
 
     Args:
         encoder: a ``FrozenEncoder``, on any device.
 
     Raises:
-        ValueError: when the encoder is not frozen, or features do not fit half precision.
+        ValueError: when more of the encoder is trained than adapters, or features do not fit half precision.
     """
 
     version = 1
 
     def __init__(self, encoder: nn.Module) -> None:
-        if any(p.requires_grad for p in encoder.parameters()):
+        if any(p.requires_grad and not is_adapter(name) for name, p in encoder.named_parameters()):
             raise ValueError(
                 "parts of the encoder are trained (LoRA, or an encoder that is not frozen), so its features change "
                 "with every step and cannot be stored: train with --cache off"
@@ -93,7 +94,7 @@ class EncodeFeatures(Transform):
 
     def bytes_per_pixel(self, target_channels: int) -> float:
         """Stored bytes for each pixel of the window: features, image and target."""
-        features = sum(c / s**2 for c, s in zip(self.encoder.channels, self.encoder.strides))
+        features = sum(c / s**2 for c, s in zip(self.encoder.stored_channels, self.encoder.stored_strides))
         return 2 * features + 3 + 2 * target_channels
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
@@ -101,7 +102,7 @@ class EncodeFeatures(Transform):
         image = torch.as_tensor(item["image"]).round().clamp(0, 255)
         device = next(self.encoder.parameters()).device
         with torch.no_grad():
-            features = self.encoder(image[None].to(device))
+            features = self.encoder.begin(image[None].to(device))
         # channels last: a crop is then a few long pieces, and convolutions on a CPU want it so
         item["features"] = [f[0].permute(1, 2, 0).half().cpu().contiguous() for f in features]
         if not all(f.isfinite().all() for f in item["features"]):

@@ -217,13 +217,16 @@ class AdversarialModel(nn.Module):
             image: (B, 3, H, W) RGB in [0, 255].
             domain: (B,) domain indices.
             foreground: (B, 1, H, W) nuclei mask in {0, 1}.
-            features: what the frozen encoder makes of the image, in any precision; without them it is run.
+            features: what the encoder's ``begin`` makes of the image, in any precision; without them it is run.
 
         Returns:
             logits (B, C, H, W), aligned features, domain loss and judged domains (both None without adversary).
         """
+        encoder = self.network.image_encoder
         if features is None:
-            features = self.network.image_encoder(image)
+            features = encoder(image)
+        else:
+            features = encoder.finish([feature.to(image.dtype) for feature in features])
         features, image = self.style([feature.to(image.dtype) for feature in features], image)
         logits, aligned = self.network.decoder(features, image)
         if self.adversary is None:

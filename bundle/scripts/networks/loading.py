@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from scripts.errors import DataError
+from scripts.networks.adapters import ADAPTERS, is_adapter
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.exported import read_export
 from scripts.networks.model_file import read_model_file, write_model_file
@@ -14,16 +15,17 @@ from scripts.networks.model_info import DECODERS, EXPORTS, ModelInfo, describe_d
 from scripts.networks.sam_encoders import BACKBONES, build_encoder
 from torch import nn
 
-__all__ = ["build_network", "load_model", "load_network", "save_model", "start_from"]
+__all__ = ["build_network", "is_frozen", "load_model", "load_network", "save_model", "start_from"]
 
-_FROZEN = "image_encoder."
+_ENCODER = "image_encoder."
 
 
 def save_model(
     path: str | os.PathLike, network: nn.Module, provenance: Mapping[str, Any], about: Mapping[str, Any] | None = None
 ) -> None:
     """
-    Write a whole model: frozen encoder (half precision, which it is exact in) and trained decoder (as trained).
+    Write a whole model: frozen encoder (half precision, which it is exact in), trained decoder and adapters (as
+    trained).
 
     Args:
         path: file to write, see ``model_file.write_model_file``.
@@ -32,17 +34,23 @@ def save_model(
         about: ``mpp``, ``domains`` and ``version``, see ``model_info.ModelInfo``.
     """
     state = {
-        name: tensor.detach().cpu().half() if name.startswith(_FROZEN) and tensor.is_floating_point() else tensor.cpu()
+        name: tensor.detach().cpu().half() if is_frozen(name) and tensor.is_floating_point() else tensor.cpu()
         for name, tensor in network.state_dict().items()
     }
     content = {
         "model": state,
         "backbone": network.image_encoder.backbone_type,
+        "adapters": network.image_encoder.adapters,
         "decoder": describe_decoder(network.decoder),
         "targets": network.targets,
         "provenance": dict(provenance),
     }
     write_model_file(path, {**content, **(about or {})})
+
+
+def is_frozen(name: str) -> bool:
+    """Whether a tensor of an ``AMASAM``, by its name in the state dict, is SAM's, hence never trained."""
+    return name.startswith(_ENCODER) and not is_adapter(name)
 
 
 def build_network(
@@ -51,6 +59,7 @@ def build_network(
     decoder: Mapping[str, Any],
     precision: str = "float32",
     targets: str = "distance",
+    adapters: str = "none",
 ) -> AMASAM:
     """
     A network with random weights, as a model file describes it.
@@ -61,16 +70,19 @@ def build_network(
         decoder: see there.
         precision: of the encoder's arithmetic, see ``sam_encoders.FrozenEncoder``.
         targets: see ``model_info.ModelInfo``.
+        adapters: see there.
 
     Raises:
-        DataError: for an encoder or a decoder that is none of ours.
+        DataError: for an encoder, adapters or a decoder that are none of ours.
     """
     settings = dict(decoder)
     kind = settings.pop("type")
-    if backbone not in BACKBONES or kind not in DECODERS:
-        what = f"encoder '{backbone}'" if backbone not in BACKBONES else f"decoder '{kind}'"
-        raise DataError(path, f"its {what} is none of this version's", "Give a network of your own to load_network")
-    encoder = build_encoder(backbone, precision)
+    known = {"encoder": (backbone, BACKBONES), "decoder": (kind, DECODERS), "adapters": (adapters, ADAPTERS)}
+    for what, (name, names) in known.items():
+        if name not in names:
+            hint = "Give a network of your own to load_network"
+            raise DataError(path, f"its {what} '{name}' is none of this version's", hint)
+    encoder = build_encoder(backbone, precision, adapters)
     return AMASAM(encoder, DECODERS[kind](encoder.channels, encoder.strides, **settings), targets)
 
 
@@ -103,7 +115,7 @@ def load_network(
         return read_export(path, device)
     if network is None:
         info = info or model_info(path)
-        network = build_network(path, info.backbone, info.decoder, precision, info.targets)
+        network = build_network(path, info.backbone, info.decoder, precision, info.targets, info.adapters)
     return load_model(network.to(device), path)
 
 
@@ -129,6 +141,7 @@ def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
     Args:
         network: an ``AMASAM`` whose encoder has its weights.
         path: file written by :func:`save_model` with the same encoder and decoder; None leaves the network as it is.
+            Adapters that the file does not have begin untrained.
 
     Raises:
         DataError: when the file cannot be read or is of another encoder or decoder.
@@ -136,9 +149,12 @@ def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
     if path is None:
         return network
     content = read_model_file(path)
-    own = {name: tensor.clone() for name, tensor in network.image_encoder.state_dict().items()}
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    if content.get("adapters", "none") == "none":
+        untrained = {name: tensor for name, tensor in own.items() if name.startswith(_ENCODER) and is_adapter(name)}
+        content = {**content, "adapters": network.image_encoder.adapters, "model": {**content["model"], **untrained}}
     _fill(network, content, path)
-    if any(not torch.equal(own[name], tensor) for name, tensor in network.image_encoder.state_dict().items()):
+    if any(is_frozen(name) and not torch.equal(own[name], tensor) for name, tensor in network.state_dict().items()):
         hint = f"Add --backbone_weights {path}, or train without init_model"
         raise DataError(path, "it was trained on another encoder's features", hint)
     return network
@@ -150,6 +166,9 @@ def _fill(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLik
         raise DataError(
             path, f"it holds a {content['backbone']} model, not {expected}", f"Add --backbone {content['backbone']}"
         )
+    ours, theirs = network.image_encoder.adapters, content.get("adapters", "none")
+    if theirs != ours:
+        raise DataError(path, f"it has adapters {theirs}, not {ours}", f"Leave --adapters out, or give {theirs}")
     if (targets := taught(content)) != network.targets:
         raise DataError(path, f"it was taught {targets}, not {network.targets}", f"Add --targets {targets}")
     try:

@@ -18,7 +18,7 @@ from scripts.networks.model_file import read_model_file
 from scripts.networks.sam_encoders import build_encoder
 from torch import nn
 
-__all__ = ["DECODERS", "EXPORTS", "ModelInfo", "describe_decoder", "model_info", "taught"]
+__all__ = ["DECODERS", "EXPORTS", "ModelInfo", "adapters_of", "describe_decoder", "model_info", "taught"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class ModelInfo:
         domains: name and role of those it was trained on, the primary first.
         nucleus_area_px: median area of the nuclei of each domain it was trained on, in pixels at ``mpp``.
         targets: what the channels mean, a key of ``nuclei.targets.CHANNELS``.
+        adapters: which blocks of the encoder have trained adapters, one of ``adapters.ADAPTERS``; None of an export.
         version: of the bundle that wrote it.
         lacks: names of what an old file does not tell and had to be assumed.
     """
@@ -51,6 +52,7 @@ class ModelInfo:
     domains: Sequence[Mapping[str, str]] = ()
     nucleus_area_px: Mapping[str, float] | None = None
     targets: str | None = None
+    adapters: str | None = None
     version: str | None = None
     lacks: Sequence[str] = ()
 
@@ -107,9 +109,17 @@ def model_info(
         domains=content.get("domains") or (),
         nucleus_area_px=content.get("nucleus_area_px"),
         targets=targets,
+        adapters=content.get("adapters", "none"),
         version=content.get("version"),
         lacks=tuple(lacks),
     )
+
+
+def adapters_of(path: str | os.PathLike) -> str:
+    """Adapters of a model file; "none" where there is none or an export, for a network that a file fills later."""
+    if Path(path).suffix in EXPORTS or not Path(path).is_file():
+        return "none"
+    return read_model_file(path).get("adapters", "none")
 
 
 def describe_decoder(decoder: nn.Module) -> dict[str, Any]:

@@ -4,17 +4,27 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from scripts.networks.sam_attention import FusedBlock
+from scripts.networks.adapters import is_adapter
+from scripts.networks.sam_vit import SamViT
 from scripts.networks.tiny_vit import TinyViT
 from torch import Tensor, nn
 
-__all__ = ["BACKBONES", "FrozenEncoder", "SamViT", "build_encoder", "fingerprint", "load_backbone", "sam_modeling"]
+__all__ = [
+    "BACKBONES",
+    "AdaptedEncoder",
+    "FrozenEncoder",
+    "build_encoder",
+    "fingerprint",
+    "load_backbone",
+    "sam_modeling",
+]
 
 # SAM's, of RGB in [0, 255]
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -60,9 +70,13 @@ class FrozenEncoder(nn.Module):
         size_multiple: H and W must be multiples of this.
         precision: of the arithmetic, a key of :data:`PRECISIONS`; features are float32 in any case. Exports
             (TorchScript, ONNX) always compute in float32.
+
+    What training may store of an image is what :meth:`begin` gives, of ``stored_channels`` and ``stored_strides``;
+    :meth:`finish` makes features of it. Here these are the features themselves; see :class:`AdaptedEncoder`.
     """
 
     version = 1  # of the features of every backbone built here
+    adapters = "none"
 
     def __init__(
         self,
@@ -82,6 +96,7 @@ class FrozenEncoder(nn.Module):
         self.backbone_type = backbone_type
         self.channels = tuple(channels)
         self.strides = tuple(strides)
+        self.stored_channels, self.stored_strides = self.channels, self.strides
         self.size_multiple = size_multiple
         # constants of the method, not of a checkpoint (SAM's files do not hold them either): not in the state dict
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -103,6 +118,14 @@ class FrozenEncoder(nn.Module):
         Raises:
             ValueError: when H or W is not a multiple of ``size_multiple``.
         """
+        with torch.no_grad():
+            x = self.normalised(image)
+            if torch.jit.is_scripting():
+                return self.backbone(x)
+            return self._run(x)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """What the backbone reads of an image; refuses sizes, see :meth:`forward`."""
         # a tracer records sizes as tensors, on which this test would only warn
         if not torch.jit.is_tracing():
             h, w, m = image.shape[2], image.shape[3], self.size_multiple
@@ -112,63 +135,79 @@ class FrozenEncoder(nn.Module):
                     f"Image size (H x W) must be a multiple of {m} for {self.backbone_type}, got {h} x {w}: "
                     f"pad it to {wanted}."
                 )
-        with torch.no_grad():
-            x = (image - self.pixel_mean) / self.pixel_std
-            if torch.jit.is_scripting():
-                return self.backbone(x)
-            return self._run(x)
+        return (image - self.pixel_mean) / self.pixel_std
+
+    @torch.jit.unused
+    def begin(self, image: Tensor) -> list[Tensor]:
+        """What of an image, as in :meth:`forward`, no training changes: fine to coarse, and without gradients."""
+        return self(image)
+
+    @torch.jit.unused
+    def finish(self, begun: list[Tensor]) -> list[Tensor]:
+        """The features, from what :meth:`begin` gives."""
+        return begun
 
     @torch.jit.unused
     def _run(self, x: Tensor) -> list[Tensor]:
+        with self._arithmetic(x):
+            return self._single(self.backbone(x))
+
+    def _arithmetic(self, x: Tensor) -> AbstractContextManager:
         if self.precision == "float32":
-            return self.backbone(x)
-        with torch.autocast(x.device.type, PRECISIONS[self.precision]):
-            return [feature.float() for feature in self.backbone(x)]
+            return nullcontext()
+        return torch.autocast(x.device.type, PRECISIONS[self.precision])
+
+    def _single(self, features: list[Tensor]) -> list[Tensor]:
+        return features if self.precision == "float32" else [feature.float() for feature in features]
 
 
-class SamViT(nn.Module):
+class AdaptedEncoder(FrozenEncoder):
     """
-    SAM's ViT image encoder with taps: built from segment-anything's own parts, so that its checkpoints fit, with a
-    faster attention.
+    A frozen backbone with small trained adapters beside some of its blocks.
 
-    Position embeddings are stored for 1024 x 1024 and interpolated for other sizes.
+    The backbone's own weights stay as they are: adapters alone have gradients. What comes before the first of them no
+    training changes, so that can be stored; untrained ones change nothing, so training begins with the frozen encoder.
 
     Args:
-        vit: segment-anything's ``ImageEncoderViT``.
-        taps: indexes of the blocks whose output is a feature.
+        backbone: built with ``adapters``; ``begin`` and ``finish`` are its two parts, see ``tiny_vit.TinyViT``.
+        adapters: a key of ``adapters.ADAPTERS``, not "none".
+        stored_channels: channels of each tensor that ``begin`` gives.
+        stored_strides: their strides in input pixels.
+        **encoder: the other arguments of :class:`FrozenEncoder`.
     """
 
-    def __init__(self, vit: nn.Module, taps: Sequence[int]) -> None:
-        super().__init__()
-        self.taps = tuple(taps)
-        self.patch_embed = vit.patch_embed
-        self.pos_embed = vit.pos_embed
-        self.blocks = nn.ModuleList(FusedBlock(block) for block in vit.blocks)
-        self.neck = vit.neck
+    version = 1  # of what is stored
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """
-        Args:
-            x: normalised image (B, 3, H, W), H and W divisible by 16.
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        adapters: str,
+        stored_channels: Sequence[int],
+        stored_strides: Sequence[int],
+        **encoder: Any,
+    ) -> None:
+        super().__init__(backbone, **encoder)
+        self.adapters = adapters
+        self.stored_channels, self.stored_strides = tuple(stored_channels), tuple(stored_strides)
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(is_adapter(name))
 
-        Returns:
-            the tapped blocks' outputs (B, embed_dim, H/16, W/16), then the neck's (B, 256, H/16, W/16).
-        """
-        x = self.patch_embed(x)  # (B, H/16, W/16, C) here and in the blocks
-        position = self.pos_embed
-        if position.shape[1:3] != x.shape[1:3]:
-            size = (x.shape[1], x.shape[2])
-            position = F.interpolate(position.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
-            position = position.permute(0, 2, 3, 1)
-        x = x + position
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """As :meth:`FrozenEncoder.forward`; the features have gradients for the adapters."""
+        if torch.jit.is_scripting():
+            return self.backbone(self.normalised(image))
+        return self.finish(self.begin(image))
 
-        features: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in self.taps:
-                features.append(x.permute(0, 3, 1, 2))
-        features.append(self.neck(x.permute(0, 3, 1, 2)))
-        return features
+    @torch.jit.unused
+    def begin(self, image: Tensor) -> list[Tensor]:
+        with torch.no_grad(), self._arithmetic(image):
+            return self._single(self.backbone.begin(self.normalised(image)))
+
+    @torch.jit.unused
+    def finish(self, begun: list[Tensor]) -> list[Tensor]:
+        with self._arithmetic(begun[-1]):
+            return self._single(self.backbone.finish(begun))
 
 
 def sam_modeling() -> ModuleType:
@@ -190,7 +229,7 @@ def sam_modeling() -> ModuleType:
     return importlib.import_module(f"{alias}.modeling")
 
 
-def build_encoder(backbone: str, precision: str = "float32") -> FrozenEncoder:
+def build_encoder(backbone: str, precision: str = "float32", adapters: str = "none") -> FrozenEncoder:
     """
     The encoder of that name with random weights; :func:`load_backbone` fills it.
 
@@ -198,6 +237,8 @@ def build_encoder(backbone: str, precision: str = "float32") -> FrozenEncoder:
         backbone: ``vit_t`` (MobileSAM's TinyViT), ``vit_b``, ``vit_l``, ``vit_h`` (SAM's) or ``vit_test`` (a tiny
             TinyViT for unit tests).
         precision: see :class:`FrozenEncoder`.
+        adapters: which blocks have trained adapters: "none", "late" (the last two stages of a TinyViT, the last half of
+            the blocks of SAM's), "early" (those before) or "all"; with any it is an :class:`AdaptedEncoder`.
 
     Raises:
         ValueError: for another name.
@@ -205,15 +246,11 @@ def build_encoder(backbone: str, precision: str = "float32") -> FrozenEncoder:
     if backbone in TINY_VITS:
         numbers = TINY_VITS[backbone]
         dims = numbers["embed_dims"]
-        return FrozenEncoder(
-            TinyViT(**numbers),
-            backbone_type=backbone,
-            channels=(dims[0], dims[1], numbers["out_channels"]),
-            strides=(4, 8, 16),
-            size_multiple=32,
-            precision=precision,
-        )
-    if backbone in SAM_VITS:
+        module: nn.Module = TinyViT(**numbers, adapters=adapters)
+        shape = dict(channels=(dims[0], dims[1], numbers["out_channels"]), strides=(4, 8, 16), size_multiple=32)
+        # before stage 2 features of strides 4 and 8 are done; before stage 0 there is the stem alone
+        stored = {0: ((dims[0],), (4,)), 2: (dims[:3], (4, 8, 16))}.get(module.first)
+    elif backbone in SAM_VITS:
         numbers = SAM_VITS[backbone]
         vit = sam_modeling().ImageEncoderViT(
             img_size=SAM_IMAGE_SIZE,
@@ -225,20 +262,22 @@ def build_encoder(backbone: str, precision: str = "float32") -> FrozenEncoder:
         )
         # the last global block feeds the neck; the others are features of their own
         taps = numbers["global_attn_indexes"][:-1]
-        return FrozenEncoder(
-            SamViT(vit, taps),
-            backbone_type=backbone,
-            channels=(numbers["embed_dim"],) * len(taps) + (256,),
-            strides=(SAM_PATCH,) * (len(taps) + 1),
-            size_multiple=SAM_PATCH,
-            precision=precision,
-        )
-    raise ValueError(f"Unknown backbone {backbone!r}: it must be one of {', '.join(BACKBONES)}.")
+        module = SamViT(vit, taps, adapters)
+        width, count = numbers["embed_dim"], len(taps) + 1
+        shape = dict(channels=(width,) * len(taps) + (256,), strides=(SAM_PATCH,) * count, size_multiple=SAM_PATCH)
+        begun = sum(tap < module.first for tap in taps) + (module.first - 1 not in taps)
+        stored = ((width,) * begun, (SAM_PATCH,) * begun)
+    else:
+        raise ValueError(f"Unknown backbone {backbone!r}: it must be one of {', '.join(BACKBONES)}.")
+    shape.update(backbone_type=backbone, precision=precision)
+    if adapters == "none":
+        return FrozenEncoder(module, **shape)
+    return AdaptedEncoder(module, adapters=adapters, stored_channels=stored[0], stored_strides=stored[1], **shape)
 
 
 def load_backbone(encoder: FrozenEncoder, state_dict: Mapping[str, Tensor]) -> None:
     """
-    Fills the encoder, strictly, with the encoder part of a checkpoint.
+    Fills the encoder's own weights, strictly, with the encoder part of a checkpoint; adapters are no part of it.
 
     Values are rounded to half precision: the shipped model stores its frozen part so, and must compute exactly what
     the trainable part was trained with.
@@ -257,10 +296,10 @@ def load_backbone(encoder: FrozenEncoder, state_dict: Mapping[str, Tensor]) -> N
             break
     else:
         raise ValueError("no tensors named image_encoder.* in it")
-    # an unused ImageNet classifier in MobileSAM's file
-    found = {k: v for k, v in found.items() if not k.startswith(("norm_head.", "head."))}
+    # an unused ImageNet classifier in MobileSAM's file, and the adapters of an AMA-SAM
+    found = {k: v for k, v in found.items() if not (k.startswith(("norm_head.", "head.")) or is_adapter(k))}
 
-    wanted = encoder.backbone.state_dict()
+    wanted = _frozen(encoder)
     wrong = {
         "missing": [k for k in wanted if k not in found],
         "unexpected": [k for k in found if k not in wanted],
@@ -274,17 +313,21 @@ def load_backbone(encoder: FrozenEncoder, state_dict: Mapping[str, Tensor]) -> N
     not_finite = [k for k, v in rounded.items() if not torch.isfinite(v).all()]
     if not_finite:
         raise ValueError(f"values that are not finite in half precision in {', '.join(not_finite)}")
-    encoder.backbone.load_state_dict(rounded)
+    encoder.backbone.load_state_dict(rounded, strict=False)  # adapters stay as they are
 
 
 def fingerprint(encoder: FrozenEncoder) -> str:
     """
-    sha256 (hex) over the backbone type and each tensor of the state dict, by name, in half precision.
+    sha256 (hex) over the backbone type and each frozen tensor of the state dict, by name, in half precision.
 
     The same for a published checkpoint and for an AMA-SAM model saved with it, in single or half precision.
     """
     digest = hashlib.sha256(encoder.backbone_type.encode())
-    for name, value in sorted(encoder.backbone.state_dict().items()):
+    for name, value in sorted(_frozen(encoder).items()):
         value = value.half() if value.is_floating_point() else value
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _frozen(encoder: FrozenEncoder) -> dict[str, Tensor]:
+    return {name: value for name, value in encoder.backbone.state_dict().items() if not is_adapter(name)}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from scripts.networks.adapters import Adapter, NoAdapter, adapted_blocks
 from scripts.networks.fused import convolution, linear
 from torch import Tensor, nn
 
@@ -191,15 +192,17 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution; gives their output and the input of the next stage."""
+    """Blocks at one resolution, with what adapts them; gives their output and the input of the next stage."""
 
-    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], adapters: Sequence[nn.Module], downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
+        self.adapters = nn.ModuleList(adapters)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.blocks(x)
+        for block, adapter in zip(self.blocks, self.adapters):
+            x = adapter(x, block(x))
         return x, self.downsample(x)
 
 
@@ -220,6 +223,10 @@ class TinyViT(nn.Module):
         num_heads: attention heads of the four stages; the first stage is convolutional and ignores its entry.
         window_sizes: attention window of the four stages, in tokens; the first entry is ignored likewise.
         out_channels: channels of the neck.
+        adapters: which blocks have a trained adapter beside them: "none", "late" (the last two stages), "early" (the
+            first two) or "all".
+
+    What comes before the first adapted stage is :meth:`begin`, the rest :meth:`finish`.
     """
 
     def __init__(
@@ -230,8 +237,11 @@ class TinyViT(nn.Module):
         num_heads: Sequence[int],
         window_sizes: Sequence[int],
         out_channels: int = 256,
+        adapters: str = "none",
     ) -> None:
         super().__init__()
+        adapted = adapted_blocks(adapters, [i >= 2 for i in range(len(embed_dims))])
+        self.first = adapted.index(True) if any(adapted) else len(adapted)
         self.patch_embed = PatchEmbed(embed_dims[0])
         self.layers = nn.ModuleList()
         for i, (dim, depth, heads, window) in enumerate(zip(embed_dims, depths, num_heads, window_sizes, strict=True)):
@@ -239,7 +249,8 @@ class TinyViT(nn.Module):
             last = i == len(embed_dims) - 1
             # strides 4, 8, 16, 16: MobileSAM does not halve the resolution before its last stage
             downsample = nn.Identity() if last else PatchMerging(dim, embed_dims[i + 1], stride=2 if i < 2 else 1)
-            self.layers.append(Stage(blocks, downsample))
+            beside = [Adapter(dim) if adapted[i] else NoAdapter() for _ in range(depth)]
+            self.layers.append(Stage(blocks, beside, downsample))
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dims[-1], out_channels, 1, bias=False),
             ChannelNorm(out_channels),
@@ -256,9 +267,34 @@ class TinyViT(nn.Module):
             features fine to coarse: stages 1 and 2 before downsampling, (B, embed_dims[0], H/4, W/4) and
             (B, embed_dims[1], H/8, W/8), and the neck (B, out_channels, H/16, W/16), in channels-last memory.
         """
+        return self.finish(self.begin(x))
+
+    def begin(self, x: Tensor) -> list[Tensor]:
+        """
+        What no adapter changes: of an image as in :meth:`forward`, the features that are done before the first adapted
+        stage, then the input of that stage; without any, all features.
+        """
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
-        stages: list[Tensor] = []
-        for layer in self.layers:
-            stage, x = layer(x)
-            stages.append(stage)
-        return [stages[0], stages[1], self.neck(x)]
+        done: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            if i < self.first:
+                stage, x = layer(x)
+                if i < 2:
+                    done.append(stage)
+        if self.first == len(self.layers):
+            x = self.neck(x)
+        done.append(x)
+        return done
+
+    def finish(self, begun: list[Tensor]) -> list[Tensor]:
+        """The features, from what :meth:`begin` gives."""
+        if self.first == len(self.layers):
+            return begun
+        features, x = begun[:-1], begun[-1].contiguous(memory_format=torch.channels_last)
+        for i, layer in enumerate(self.layers):
+            if i >= self.first:
+                stage, x = layer(x)
+                if i < 2:
+                    features.append(stage)
+        features.append(self.neck(x))
+        return features

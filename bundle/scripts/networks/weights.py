@@ -52,18 +52,20 @@ def load_encoder(
     path: str | os.PathLike | None = None,
     models_dir: str | os.PathLike | None = None,
     precision: str = "float32",
+    adapters: str = "none",
 ) -> FrozenEncoder:
     """
     The encoder with its weights: builds, finds (see :func:`find_backbone_weights` for the arguments) and loads.
 
-    ``precision`` is that of its arithmetic, see ``FrozenEncoder``.
+    ``precision`` is that of its arithmetic, see ``FrozenEncoder``, and ``adapters`` which it has, see
+    ``build_encoder``; they are untrained.
 
     Raises:
         ValueError: for an unknown backbone.
         DataError: when no weights are found, or the file is broken or of another network.
     """
     file = find_backbone_weights(backbone, path, models_dir)
-    encoder = build_encoder(backbone, precision)
+    encoder = build_encoder(backbone, precision, adapters)
     if file is None:
         return encoder
     checkpoint = read_checkpoint(file, _hint(backbone))

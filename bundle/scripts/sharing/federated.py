@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.fl.utils.filters import Filter
+from scripts.networks.loading import is_frozen
 
 __all__ = ["ReceivedParts", "TrainedParts"]
 
@@ -17,14 +18,12 @@ _NETWORK = "network."  # where AdversarialModel, which is trained, has the segme
 
 
 class TrainedParts(Filter):
-    """What a client sends: its decoder, and its adversary if it has one. Every client has the same frozen encoder."""
+    """What a client sends: decoder, adapters, adversary where it has them. All clients have the same frozen encoder."""
 
     def __call__(self, data: ExchangeObject, extra: dict[str, Any] | None = None) -> ExchangeObject:
         """``data.weights``: state dict (or difference) of an ``AdversarialModel`` -> that of the trained parts."""
         names = {name: name.removeprefix(_NETWORK) for name in data.weights}
-        data.weights = {
-            short: data.weights[name] for name, short in names.items() if not short.startswith("image_encoder.")
-        }
+        data.weights = {short: data.weights[name] for name, short in names.items() if not is_frozen(short)}
         return data
 
 

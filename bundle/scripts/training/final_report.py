@@ -10,7 +10,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError, root_cause
-from scripts.networks.loading import load_model
+from scripts.networks.loading import is_frozen, load_model
 from scripts.networks.model_file import read_model_file
 
 __all__ = ["FinalReport", "kept_weights"]
@@ -62,10 +62,10 @@ def kept_weights(network: torch.nn.Module, kept_model: str | os.PathLike, metric
         kept_model: file of the weights, see ``checkpoints.KeptModel``.
         metric: told with those weights; without it there was no validation, and the last weights are kept.
     """
-    last = {name: value.clone() for name, value in network.decoder.state_dict().items()}
+    last = {name: value.clone() for name, value in network.state_dict().items() if not is_frozen(name)}
     if Path(kept_model).is_file() and metric in read_model_file(kept_model).get("provenance", {}):
         load_model(network, kept_model)
     try:
         yield
     finally:
-        network.decoder.load_state_dict(last)
+        network.load_state_dict(last, strict=False)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from scripts.networks.adapters import is_adapter
 from scripts.networks.domain_adversary import AdversarialModel
 
 __all__ = ["AdversaryError", "gradient_self_test"]
@@ -23,7 +24,8 @@ def gradient_self_test(
     Show on one batch that the adversarial gradient is where CGRL says, and nowhere else.
 
     It must be non-zero on the aligned features of every sample whose coefficient is not 0, exactly zero on the others,
-    non-zero on trainable weights before the discriminator, and absent from the encoder. It leaves no gradients behind.
+    non-zero on trainable weights before the discriminator, adapters among them, and absent from the frozen encoder. It
+    leaves no gradients behind.
 
     Args:
         model: with an adversary.
@@ -43,7 +45,9 @@ def gradient_self_test(
         with torch.random.fork_rng():  # a resumed run, which tests again, must draw what the first one drew
             _, aligned, domain_loss, _ = model(image, domain, foreground, features)
         trainable = [p for p in model.network.parameters() if p.requires_grad]
-        frozen = [n for n, p in model.network.image_encoder.named_parameters() if p.requires_grad]
+        encoder = model.network.image_encoder
+        frozen = [n for n, p in encoder.named_parameters() if p.requires_grad and not is_adapter(n)]
+        adapters = {id(p) for n, p in encoder.named_parameters() if is_adapter(n)}
         if frozen:
             raise AdversaryError(f"the encoder must be frozen, but {frozen[0]} and {len(frozen) - 1} others train")
         if not aligned.requires_grad or not trainable:
@@ -66,4 +70,7 @@ def gradient_self_test(
         )
     if (coefficients != 0).any() and not any(g is not None and g.any() for g in by_weight):
         raise AdversaryError("the adversarial gradient reaches no trainable weight of the network")
+    reached = [g is not None and bool(g.any()) for p, g in zip(trainable, by_weight) if id(p) in adapters]
+    if (coefficients != 0).any() and reached and not any(reached):
+        raise AdversaryError("the adversarial gradient reaches no adapter: the decoder does not read what they change")
     return {int(d): norms[domain == d].mean().item() for d in domain.unique()}
