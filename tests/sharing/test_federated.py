@@ -9,6 +9,8 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from scripts.data.synthetic import make_synthetic
+from scripts.networks.adapters import is_adapter
+from scripts.networks.loading import is_frozen
 
 ROUNDS = 2
 TINY = {
@@ -25,6 +27,7 @@ TINY = {
     "val_interval": 1,
     "tile_size": 256,
     "alignment_report": False,
+    "adapters": "late",
 }
 
 
@@ -51,10 +54,14 @@ def clients(bundle_root, tmp_path_factory):
 
 
 def test_clients_learn_together_by_their_trained_parts_alone(clients):
-    encoders = [dict(client.trainer.network.network.image_encoder.state_dict()) for client in clients]
+    encoders = [
+        {name: value for name, value in client.trainer.network.network.state_dict().items() if is_frozen(name)}
+        for client in clients
+    ]
     before = [{name: value.clone() for name, value in encoder.items()} for encoder in encoders]
     shared = clients[0].get_weights().weights
-    assert all(name.startswith("decoder.") for name in shared), "single-domain clients have no adversary"
+    assert not any(map(is_frozen, shared)) and any(map(is_adapter, shared))
+    assert all(name.startswith("decoder.") or is_adapter(name) for name in shared), "alone, they have no adversary"
     for _ in range(ROUNDS):
         answers = []
         for client in clients:
