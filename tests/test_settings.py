@@ -57,6 +57,7 @@ def test_choices_are_those_the_code_knows():
     from scripts.data.pixel_size import PLAUSIBLE_MPP
     from scripts.inference.flips import FLIPS
     from scripts.inference.outputs import OUTPUTS
+    from scripts.networks.adapters import ADAPTERS
     from scripts.networks.domain_adversary import MODES
     from scripts.networks.hr_decoder import SIZES
     from scripts.networks.sam_encoders import BACKBONES, PRECISIONS
@@ -69,6 +70,7 @@ def test_choices_are_those_the_code_knows():
     for setting, choices in [
         (train["gaps"], GAPS), (train["mode"], MODES), (train["decoder_size"], SIZES), (train["backbone"], BACKBONES),
         (train["encoder_precision"], PRECISIONS), (train["targets"], CHANNELS), (inference["flips"], FLIPS),
+        (train["adapters"], ADAPTERS),
         (inference["outputs"], OUTPUTS), (inference["instance_method"], METHODS),
         (inference["label_format"], LABEL_FORMATS), (SETTINGS["evaluate"]["split"], SPLITS),
         (SETTINGS["experiment"]["metrics"], [metric.name for metric in _TABLE]),
@@ -98,6 +100,7 @@ WRONG = [
     *((config, "device", v) for config in ("train", "inference", "wsi") for v in ("gpu", "cuda:x", 0, "cuda7", "")),
     *((config, "flips", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 4, "image")),
     *(("train", key, "choice") for key in ("mode", "backbone", "decoder_size", "targets", "keep", "cache", "publish")),
+    ("train", "adapters", "some"),
     *(("train", "run_name", v) for v in ("../x", "a/b", "..", "", "/tmp/x", "x" * 300)),
     *(("experiment", "name", v) for v in ("../x", "a\\b", ".", " ")),
     *(("share", "name", v) for v in ("../x", "a/b")),
