@@ -254,6 +254,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             Literal["ama", "grl", "signed", "joint", "single"],
             "ama: auxiliary domains are aligned; joint: no alignment; single: the primary alone",
         ),
+        "unlabelled": Setting(
+            Names | Annotated[list, Field(max_length=0)], "names of those whose labels are never read, or 'none'"
+        ),
         "init_model": Setting(Path | None, "model to begin with"),
         "resume": Setting(Bool, "go on with an interrupted run, exactly"),
         "run_name": Setting(Name, "name of the run, and of its folder in output_dir"),

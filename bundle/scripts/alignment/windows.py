@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 from monai.transforms import Transform
-from scripts.data.domains import check_domains, in_turn, load_items
+from scripts.data.domains import check_domains, in_turn, is_labelled, load_items
 from scripts.errors import DataError
 
 __all__ = ["IMAGE_STATISTICS", "CutWindows", "image_statistics", "window_items"]
@@ -25,7 +25,8 @@ def window_items(
     """
     List the images that windows are cut from, as many groups as can be, and how many windows to cut of each.
 
-    A domain without any image in these splits gives its training images instead; ``split`` tells.
+    A domain without any image in these splits gives its training images instead; ``split`` tells. An unlabelled one,
+    whose nuclei are not known, is left out, which is told.
 
     Args:
         domains: the domain list, see ``scripts.data.domains``.
@@ -44,6 +45,9 @@ def window_items(
     splits = [splits] if isinstance(splits, str) else list(splits)
     items: list[dict] = []
     for index, domain in enumerate(check_domains(domains)):
+        if not is_labelled(domain):
+            logger.warning("left out of the alignment report: '%s' has no labels", domain["name"])
+            continue
         try:
             found = _domain_items(domain, splits) or _domain_items(domain, ["training"])
         except DataError as error:

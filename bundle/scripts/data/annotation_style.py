@@ -47,7 +47,8 @@ def tell_gaps(items: Sequence[Mapping[str, Any]], domains: Sequence[Mapping[str,
         if decided[name] not in GAPS:
             raise DataError("gaps", f"'{decided[name]}' is not known", f"Use one of {', '.join(GAPS)}.")
         if decided[name] == "auto":
-            decided[name] = _style([read_label(item["label"]) for item in items if item["domain_name"] == name])
+            own = [item for item in items if item["domain_name"] == name and "label" in item]
+            decided[name] = _style([read_label(item["label"]) for item in own]) if own else "keep"
     return [{**item, "gaps": decided[item["domain_name"]]} for item in items]
 
 

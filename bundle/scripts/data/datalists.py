@@ -24,15 +24,19 @@ def find_datalist(root: Path) -> str | None:
     return None
 
 
-def is_domain(root: Path) -> bool:
-    """Whether a folder holds a datalist, or ``images/`` and ``labels/``, directly or inside ``training/``."""
+def is_domain(root: Path, labels: bool = True) -> bool:
+    """
+    Whether a folder holds a datalist, or ``images/`` and ``labels/``, directly or inside ``training/``; without
+    ``labels`` images are enough.
+    """
     if not root.is_dir() or root.name.startswith("."):
         return False
-    pairs = (root, root / "training")
-    return find_datalist(root) is not None or any((p / "images").is_dir() and (p / "labels").is_dir() for p in pairs)
+    needed = ("images", "labels") if labels else ("images",)
+    parts = (root, root / "training")
+    return find_datalist(root) is not None or any(all((part / name).is_dir() for name in needed) for part in parts)
 
 
-def list_entries(root: Path, datalist: str | Mapping | None, split: str) -> list[dict]:
+def list_entries(root: Path, datalist: str | Mapping | None, split: str, labels: bool = True) -> list[dict]:
     """
     Entries of one split with absolute or root-joined paths.
 
@@ -41,20 +45,23 @@ def list_entries(root: Path, datalist: str | Mapping | None, split: str) -> list
         datalist: its file relative to ``root``, or what such a file holds; None takes the one that is there, else the
             folders.
         split: one of ``SPLITS``.
+        labels: False lists images alone, whether they have labels or not.
 
     Raises:
         DataError: naming the file, when a datalist is malformed, or an image or label has no partner.
     """
     if isinstance(datalist, Mapping):
-        return _datalist_entries(root, root, datalist, split)
+        return _datalist_entries(root, root, datalist, split, labels)
     datalist = datalist or find_datalist(root)
     if datalist is not None:
-        return _datalist_entries(root, root / datalist, read_object(root / datalist), split)
+        return _datalist_entries(root, root / datalist, read_object(root / datalist), split, labels)
     if any((root / part / "images").is_dir() for part in SPLITS):
-        return _folder_entries(root / split)
-    entries = sorted(
-        _folder_entries(root), key=lambda entry: hashlib.sha256(stem_of(Path(entry["image"])).encode()).hexdigest()
-    )
+        return _folder_entries(root / split, labels)
+
+    def by_digest(entry: dict) -> str:
+        return hashlib.sha256(stem_of(Path(entry["image"])).encode()).hexdigest()
+
+    entries = sorted(_folder_entries(root, labels), key=by_digest)
     count = len(entries)
     validation = max(round(0.15 * count), 1) if count > 1 else 0
     testing = round(0.15 * count)
@@ -63,27 +70,31 @@ def list_entries(root: Path, datalist: str | Mapping | None, split: str) -> list
     return sorted(parts[split], key=lambda entry: entry["image"])
 
 
-def _datalist_entries(root: Path, path: Path, content: Mapping, split: str) -> list[dict]:
+def _datalist_entries(root: Path, path: Path, content: Mapping, split: str, labels: bool) -> list[dict]:
     if not any(key in content for key in (*SPLITS, "test")):
         raise DataError(path, "no part of the data is listed", f"Give one or more of {', '.join(SPLITS)}.")
     listed = content.get(split, content.get(DECATHLON_KEYS[split], []))
     if not isinstance(listed, list):
         raise DataError(path, f"'{split}' is not a list", 'Write [{"image": ..., "label": ...}, ...].')
     entries = []
+    keys = ("image", "label") if labels else ("image",)
     for entry in listed:
-        if not (
-            isinstance(entry, dict) and isinstance(entry.get("image"), str) and isinstance(entry.get("label"), str)
-        ):
-            raise DataError(path, f"entry {entry!r} of '{split}' lacks an image or a label", "Give a path to both.")
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)):
+            what, hint = ("an image or a label", "a path to both") if labels else ("an image", "a path to it")
+            raise DataError(path, f"entry {entry!r} of '{split}' lacks {what}", f"Give {hint}.")
         parts = [part for part in (*SPLITS, "test") if entry in content.get(part, ())]
         if len(parts) > 1:
             raise DataError(path, f"{entry['image']} is in {' and '.join(parts)}", "List every image in one part only.")
-        entries.append({**entry, "image": str(root / entry["image"]), "label": str(root / entry["label"])})
+        told = {key: value for key, value in entry.items() if key != "label"}
+        entries.append({**told, **{key: str(root / entry[key]) for key in keys}})
     return entries
 
 
-def _folder_entries(folder: Path) -> list[dict]:
-    images, labels = _by_stem(folder / "images"), _by_stem(folder / "labels")
+def _folder_entries(folder: Path, with_labels: bool) -> list[dict]:
+    images = _by_stem(folder / "images")
+    if not with_labels:
+        return [{"image": str(images[stem])} for stem in sorted(images)]
+    labels = _by_stem(folder / "labels")
     for have, lack, what in ((images, labels, "label"), (labels, images, "image")):
         alone = sorted(str(path) for stem, path in have.items() if stem not in lack)
         if alone:
@@ -105,7 +116,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def check_files(entries: Iterable[dict], root: Path) -> None:
     """DataError that names the files that are listed but missing."""
-    missing = [entry[key] for entry in entries for key in ("image", "label") if not os.path.isfile(entry[key])]
+    files = [entry[key] for entry in entries for key in ("image", "label") if key in entry]
+    missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         raise DataError(missing[0], f"the file is listed but missing{_more(missing)}", f"Copy it to {root}.")
 

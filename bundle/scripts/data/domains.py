@@ -17,21 +17,26 @@ __all__ = [
     "domain_list",
     "domain_names",
     "in_turn",
+    "is_labelled",
     "load_items",
     "training_domains",
     "training_mpp",
+    "which_labelled",
 ]
 
 logger = logging.getLogger(__name__)
 
 GROUP_KEYS = ("patient", "field", "group")
 REQUIRED_KEYS = {"name", "role", "root"}
-OPTIONAL_KEYS = {"datalist", "gaps", "mpp"}
+OPTIONAL_KEYS = {"datalist", "gaps", "labels", "mpp"}
 LABELLED = "labelled"  # name of the primary whose images a server hands over
 
 
 def domain_list(
-    dataset_dir: str | os.PathLike, primary: str | None = None, auxiliary: str | Iterable[str] = "all"
+    dataset_dir: str | os.PathLike,
+    primary: str | None = None,
+    auxiliary: str | Iterable[str] = "all",
+    unlabelled: str | Iterable[str] = "none",
 ) -> list[dict]:
     """
     Make the domain list from a folder whose sub-folders are domains.
@@ -45,22 +50,29 @@ def domain_list(
             ``dataset_dir/domains.json`` names one: ``{"primary": name}``.
         auxiliary: ``"all"`` for every other domain with training items, a list of names, a comma-separated string of
             names, or an empty list or ``"none"`` for single-domain training.
+        unlabelled: names, likewise, of those among them whose labels are never read, if there are any; in their folders
+            images are enough.
 
     Returns:
         ``[{"name", "role", "root", "datalist", "mpp"}, ...]``, the primary first; ``datalist`` is None for a domain
-        of plain folders, ``mpp`` is None if unknown.
+        of plain folders, ``mpp`` is None if unknown. Unlabelled ones also have ``"labels": False``.
 
     Raises:
         DataError: for an unknown name, naming what is there, or when the primary is not determined.
     """
-    folder = Path(dataset_dir)
-    found = _find_domains(folder)
+    folder, without = Path(dataset_dir), _names(unlabelled)
+    found = _find_domains(folder, without)
+    _check_found(folder, without, found)
     primary = primary or _default_primary(folder, found)
     if primary is None:
         there = f"Domains found: {', '.join(found)}."
         raise DataError(folder, "which domain is the primary is not said", f"Set primary to its name. {there}")
     _check_found(folder, [primary], found)
-    return check_domains([_domain(folder / primary, "primary"), *_auxiliaries(folder, found, auxiliary, primary)])
+    others = _auxiliaries(folder, found, auxiliary, primary, without)
+    domains = [_domain(folder / primary, "primary"), *others]
+    for name in set(without) - {domain["name"] for domain in domains}:
+        raise DataError(folder, f"the unlabelled domain '{name}' has no role", "Name it as primary or auxiliary, too.")
+    return check_domains([{**d, "labels": False} if d["name"] in without else d for d in domains])
 
 
 def auxiliary_domains(dataset_dir: str | os.PathLike, auxiliary: str | Iterable[str] = "all") -> list[dict]:
@@ -79,9 +91,9 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
     Check a domain list and return it with the primary first, the order that gives every domain its index.
 
     Entries are ``{"name", "role": "primary" | "auxiliary", "root"}`` with optional ``"datalist"`` (a JSON file,
-    relative to root, or what such a file holds), ``"mpp"`` (micrometres per pixel) and ``"gaps"`` ("close" for labels
-    drawn with a line of background between nuclei that touch, else "keep"; see ``annotation_style.tell_gaps``). Roots
-    become absolute.
+    relative to root, or what such a file holds), ``"mpp"`` (micrometres per pixel), ``"gaps"`` ("close" for labels
+    drawn with a line of background between nuclei that touch, else "keep"; see ``annotation_style.tell_gaps``) and
+    ``"labels"`` (False for a domain whose images are aligned, and whose labels are never read). Roots become absolute.
 
     Raises:
         DataError: unless exactly one domain is primary, names are unique and all keys and values are valid.
@@ -98,6 +110,8 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
         mpp = domain.get("mpp")
         if mpp is not None and not (isinstance(mpp, (int, float)) and mpp > 0):
             raise DataError(entry, f"mpp {mpp!r} is not a positive number", "Give micrometres per pixel, or null.")
+        if not isinstance(domain.get("labels", True), bool):
+            raise DataError(entry, f"labels {domain['labels']!r} is not true or false", "Give one of the two.")
     names = [domain["name"] for domain in domains]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -123,7 +137,7 @@ def training_domains(
             part of the primary, in place of the one that ``domains`` may have; its auxiliaries stay.
 
     Raises:
-        DataError: as :func:`check_domains`, or when nothing is labelled.
+        DataError: as :func:`check_domains`, or when nothing is labelled, in none of the domains that are used.
     """
     if labelled is not None:
         if not labelled:
@@ -132,7 +146,22 @@ def training_domains(
         primary["datalist"] = {"training": [dict(item) for item in labelled]}
         domains = [primary, *(domain for domain in domains or () if domain["role"] == "auxiliary")]
     checked = check_domains(domains or ())
-    return checked[:1] if mode == "single" else checked
+    used = checked[:1] if mode == "single" else checked
+    if not any(is_labelled(domain) for domain in used):
+        names = ", ".join(domain["name"] for domain in used)
+        hint = "Add a labelled domain, and train with a mode other than single."
+        raise DataError("domains", f"there are no labels to learn from in {names}", hint)
+    return used
+
+
+def which_labelled(domains: Sequence[Mapping]) -> list[bool]:
+    """Of each domain, by index, whether it has labels to learn from."""
+    return [is_labelled(domain) for domain in domains]
+
+
+def is_labelled(domain: Mapping) -> bool:
+    """Whether the labels of an entry of the domain list may be read."""
+    return domain.get("labels", True)
 
 
 def domain_names(domains: Sequence[dict]) -> list[str]:
@@ -172,7 +201,8 @@ def load_items(
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is
         the primary), its name, micrometres per pixel (nan if neither entry, domain nor ``root/dataset.json`` gives
         it), and ``"<domain>/<patient>"`` (else field, group or the image's own name), the unit that splits should keep
-        together. All values are strings or numbers, so that items of different domains collate.
+        together. All values are strings or numbers, so that items of different domains collate. Items of an unlabelled
+        domain have ``"unlabelled": True`` in place of ``"label"``.
 
     Raises:
         DataError: naming the files, when one is missing or has no partner; naming the domain, when it has no
@@ -187,7 +217,7 @@ def load_items(
         root, name = Path(domain["root"]), domain["name"]
         if not root.is_dir():
             raise DataError(root, f"the folder of domain '{name}' does not exist", "Correct its root.")
-        entries = list_entries(root, domain.get("datalist"), split)
+        entries = list_entries(root, domain.get("datalist"), split, is_labelled(domain))
         if split == "training" and not entries:
             hint = f"Give it a training part or take '{name}' out of the domain list."
             raise DataError(root, f"domain '{name}' has no training item", hint)
@@ -196,7 +226,7 @@ def load_items(
         part = [
             {
                 "image": entry["image"],
-                "label": entry["label"],
+                **({"label": entry["label"]} if is_labelled(domain) else {"unlabelled": True}),
                 "domain": index,
                 "domain_name": name,
                 "mpp": float(entry.get("mpp") or mpp),
@@ -228,13 +258,13 @@ def in_turn(items: Sequence[dict]) -> list[dict]:
     return [items[n] for n in sorted(range(len(items)), key=turns.__getitem__)]
 
 
-def _find_domains(folder: Path) -> list[str]:
+def _find_domains(folder: Path, unlabelled: Sequence[str] = ()) -> list[str]:
     if not folder.is_dir():
         raise DataError(folder, "there is no such folder", "Set dataset_dir to the folder that holds your domains.")
     if is_domain(folder):
         hint = f"Set dataset_dir to {folder.parent} and primary to '{folder.name}'."
         raise DataError(folder, "this is a domain itself, not a folder of domains", hint)
-    found = [path.name for path in sorted(folder.iterdir()) if is_domain(path)]
+    found = [path.name for path in sorted(folder.iterdir()) if is_domain(path, path.name not in unlabelled)]
     if not found:
         hint = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
         raise DataError(folder, "no domain folder found", hint)
@@ -242,16 +272,25 @@ def _find_domains(folder: Path) -> list[str]:
 
 
 def _auxiliaries(
-    folder: Path, found: Sequence[str], auxiliary: str | Iterable[str], primary: str | None = None
+    folder: Path,
+    found: Sequence[str],
+    auxiliary: str | Iterable[str],
+    primary: str | None = None,
+    unlabelled: Sequence[str] = (),
 ) -> list[dict]:
     if auxiliary == "all":
-        names = [name for name in found if name != primary and list_entries(folder / name, None, "training")]
-    elif isinstance(auxiliary, str):
-        names = [name.strip() for name in auxiliary.split(",") if name.strip() not in ("", "none")]
+        others = [name for name in found if name != primary]
+        names = [name for name in others if list_entries(folder / name, None, "training", name not in unlabelled)]
     else:
-        names = list(auxiliary or ())
+        names = _names(auxiliary)
     _check_found(folder, names, found)
     return [_domain(folder / name, "auxiliary") for name in names]
+
+
+def _names(names: str | Iterable[str] | None) -> list[str]:
+    if isinstance(names, str):
+        return [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    return list(names or ())
 
 
 def _check_found(folder: Path, names: Iterable[str], found: Sequence[str]) -> None:

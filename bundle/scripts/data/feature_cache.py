@@ -129,7 +129,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
     run's seed and where files lie are not part of it: runs with other roles of the same images share the files.
 
     Args:
-        data: items with ``image`` and ``label`` (paths), ``domain``, and optionally ``mpp``.
+        data: items with ``image`` and, unless ``unlabelled``, ``label`` (paths), ``domain``, and optionally ``mpp``.
         transform: as described.
         cache_dir: folder of the files.
         variants: number of variants of each item.
@@ -228,7 +228,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
     def _item(self, index: int, variant: int) -> dict:
         item = self.data[index]
         if index not in self._contents:
-            self._contents[index] = content_of(item["image"], item["label"]), self._recipe.of(item)
+            files = [item[key] for key in ("image", "label") if key in item]
+            self._contents[index] = content_of(*files), self._recipe.of(item)
         content, recipe = self._contents[index]
         return {**item, "content": content, "recipe": recipe, "variant": variant}
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.transforms import MapTransform
-from scripts.data.domains import load_items
+from scripts.data.domains import is_labelled, load_items
+from scripts.errors import DataError
 
 __all__ = ["CutSpan", "training_span", "validation_items"]
+
+
+logger = logging.getLogger(__name__)
 
 
 def training_span(items: Sequence[Mapping[str, Any]], held_out: float) -> list[dict]:
@@ -33,8 +38,20 @@ def training_span(items: Sequence[Mapping[str, Any]], held_out: float) -> list[d
 def validation_items(domains: Sequence[dict], held_out: float = 0.0) -> list[dict]:
     """
     What a training is judged by: the validation part of the first domain, or with ``held_out`` what
-    :func:`training_span` leaves of its training part.
+    :func:`training_span` leaves of its training part. An unlabelled first domain can judge nothing, which is told.
+
+    Raises:
+        DataError: when a part of its images, which have no labels, is to be held out.
     """
+    if domains and not is_labelled(domains[0]):
+        name = domains[0]["name"]
+        if held_out:
+            hint = "Leave held_out out, or label some of its images and make them a domain of their own."
+            raise DataError("held_out", f"the primary '{name}' has no labels to validate by", hint)
+        logger.warning(
+            "the primary '%s' has no labels: its Dice is not known while training, last weights are kept", name
+        )
+        return []
     if held_out == 0:
         return load_items(domains[:1], "validation")
     return [{**item, "span": (1 - held_out, 1.0)} for item in load_items(domains[:1], "training")]

@@ -57,7 +57,7 @@ def check_labels(domains: Sequence[dict]) -> None:
     Before work: look at the labels of the training and validation parts, and tell of those without a nucleus.
 
     Args:
-        domains: of a training, see ``training_domains``.
+        domains: of a training, see ``training_domains``; unlabelled ones are passed over.
 
     Raises:
         DataError: naming the first label that cannot be read or is no map of nuclei, and how many there are; when
@@ -65,6 +65,7 @@ def check_labels(domains: Sequence[dict]) -> None:
     """
     empty, wrong = [], []
     items = [item for split in ("training", "validation") for item in load_items(domains, split)]
+    items = [item for item in items if "label" in item]
     for item in items:
         check = look_at_label(read_label(item["label"]))
         if check.wrong:

@@ -105,7 +105,8 @@ class LoadNucleid(MapTransform):
 
     The image becomes a (3, H, W) float32 ``MetaTensor`` in [0, 255], the label a (1, H, W) int32 one; both carry
     ``filename_or_obj``, ``spatial_shape`` (H, W), ``mpp`` (nan if unknown) and ``mpp_from`` in their meta data, which
-    follow the image through network and post-processing. An item without label stays without.
+    follow the image through network and post-processing. An item without label stays without; one that is
+    ``unlabelled`` gets an empty one, so that it goes the way of the others.
 
     The pixel size ``mpp`` is the item's (``mpp_from`` is ``given``), else what the file states (``file``), else unknown
     (``unknown``); it is also put into the item. A file that states another than is given is warned of once.
@@ -135,7 +136,10 @@ class LoadNucleid(MapTransform):
         pixels = image.transpose(2, 0, 1).astype(np.float32, order="C")
         item[image_key] = _meta_tensor(pixels, image_path, mpp, source)
         for key in label_keys:
-            if item.get(key) is None:
+            if item.get("unlabelled"):
+                empty = np.zeros((1, *image.shape[:2]), np.int32)
+                item[key] = _meta_tensor(empty, image_path, mpp, source)
+            if item.get(key) is None or item.get("unlabelled"):
                 continue
             path = os.fspath(item[key])
             label = read_label(path)

@@ -197,10 +197,19 @@ class AdversarialModel(nn.Module):
         network: an ``AMASAM``.
         adversary: None trains without any, as mode "single" does.
         style_jitter: probability that features are given another style, see :class:`StyleJitter`.
+        predicted_regions: the discriminator's nuclei are those that the network finds, for all domains alike, and not
+            those of labels: where some domain has none.
     """
 
-    def __init__(self, network: nn.Module, adversary: DomainAdversary | None = None, style_jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        adversary: DomainAdversary | None = None,
+        style_jitter: float = 0.0,
+        predicted_regions: bool = False,
+    ) -> None:
         super().__init__()
+        self.predicted_regions = predicted_regions
         self.network = network
         self.adversary = adversary
         self.style = StyleJitter(style_jitter)
@@ -216,7 +225,7 @@ class AdversarialModel(nn.Module):
         Args:
             image: (B, 3, H, W) RGB in [0, 255].
             domain: (B,) domain indices.
-            foreground: (B, 1, H, W) nuclei mask in {0, 1}.
+            foreground: (B, 1, H, W) nuclei mask in {0, 1}; not read with ``predicted_regions``.
             features: what the encoder's ``begin`` makes of the image, in any precision; without them it is run.
 
         Returns:
@@ -231,5 +240,7 @@ class AdversarialModel(nn.Module):
         logits, aligned = self.network.decoder(features, image)
         if self.adversary is None:
             return logits, aligned, None, None
+        if self.predicted_regions:
+            foreground = (logits[:, :1].detach() > 0).to(foreground.dtype)
         loss, judged = self.adversary(aligned, domain, foreground)
         return logits, aligned, loss, judged

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import ignite.distributed as idist
 import torch
@@ -38,6 +39,8 @@ class AdversarialIteration:
         lambda_max: strength of the gradient reversal at the end of its ramp.
         auxiliary_weight: weight of auxiliary samples in the segmentation loss, the primary's being 1.
         clip_norm: the gradient's norm is clipped to this; 0 does not clip.
+        labelled: of each domain, whether it has labels; samples of the others have no segmentation loss, and their
+            ``dice`` is nan. None: all have.
 
     Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
     the encoder has been run already, ``features``, a list of (B, H / s_i, W / s_i, C_i). After a step
@@ -45,10 +48,17 @@ class AdversarialIteration:
     domain, dice, segmentation_loss, domain_loss, judged, lambda and, in the first step of an epoch, gradient norms.
     """
 
-    def __init__(self, lambda_max: float = 0.1, auxiliary_weight: float = 1.0, clip_norm: float = 1.0) -> None:
+    def __init__(
+        self,
+        lambda_max: float = 0.1,
+        auxiliary_weight: float = 1.0,
+        clip_norm: float = 1.0,
+        labelled: Sequence[bool] | None = None,
+    ) -> None:
         if lambda_max < 0 or auxiliary_weight < 0:
             raise ValueError(f"lambda_max and auxiliary_weight must not be negative: {lambda_max}, {auxiliary_weight}")
         self.lambda_max, self.auxiliary_weight, self.clip_norm = lambda_max, auxiliary_weight, clip_norm
+        self.labelled = None if labelled is None else torch.tensor(list(labelled))
         self._tested = False
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
@@ -78,7 +88,10 @@ class AdversarialIteration:
         with torch.autocast(device.type, enabled=engine.amp, **engine.amp_kwargs):
             logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1], features)
             losses = engine.loss_function(logits, target)
-        weights = torch.where(domain == 0, 1.0, self.auxiliary_weight)
+        known = torch.ones_like(domain, dtype=torch.bool)
+        if self.labelled is not None:
+            known = self.labelled.to(device)[domain]
+        weights = torch.where(domain == 0, 1.0, self.auxiliary_weight) * known
         # of means over the batch of all processes, each process computes the part of its own samples
         segmentation_loss = (losses * weights).sum() / idist.all_reduce(weights.sum()).clamp(min=1e-6)
         part = segmentation_loss if domain_loss is None else segmentation_loss + domain_loss
@@ -113,7 +126,7 @@ class AdversarialIteration:
             Keys.PRED: logits.detach(),
             Keys.LOSS: loss,
             "domain": domain,
-            "dice": _hard_dice(logits.detach()[:, 0], target[:, 0]),
+            "dice": _hard_dice(logits.detach()[:, 0], target[:, 0]).masked_fill(~known, torch.nan),
             "segmentation_loss": idist.all_reduce(segmentation_loss.detach().clone()),
             "domain_loss": None if domain_loss is None else idist.all_reduce(domain_loss.detach().clone()),
             "judged": judged,

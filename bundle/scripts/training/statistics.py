@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -50,7 +51,8 @@ class EpochStatistics:
         self._values["train_segmentation_loss"].append(output["segmentation_loss"].item())
         domains = output["domain"].tolist()
         for domain, dice in zip(domains, output["dice"].tolist()):
-            self._values[f"train_dice_{self.domain_names[domain]}"].append(dice)
+            if math.isfinite(dice):  # not of a domain without labels
+                self._values[f"train_dice_{self.domain_names[domain]}"].append(dice)
         if output["domain_loss"] is not None:
             self._values["domain_loss"].append(output["domain_loss"].item())
             for domain, judged in zip(domains, output["judged"].tolist()):
