@@ -79,6 +79,32 @@ def test_auxiliary_domains_by_choice(folder, auxiliary, expected):
     assert names_in(domain_list(folder, "beta", auxiliary)) == ["beta", *expected]
 
 
+def test_an_unlabelled_domain_gives_images_alone(folder):
+    for label in [*(folder / "beta" / "labels").iterdir(), *(folder / "gamma" / "labels").iterdir()]:
+        label.unlink()
+    (folder / "gamma" / "labels").rmdir()
+    domains = domain_list(folder, "alpha", "all", "beta,gamma")
+    assert names_in(domains) == ["alpha", "beta", "gamma"]
+    assert [domain.get("labels", True) for domain in domains] == [True, False, False]
+    for split in ("training", "validation", "testing"):
+        for item in load_items(domains, split):
+            assert ("label" in item) == ("unlabelled" not in item) == (item["domain_name"] == "alpha")
+    assert len(load_items(domains, "training")) == 4 + 4 + 14
+    assert names_in(domain_list(folder, "beta", "alpha", ["beta"])) == ["beta", "alpha"], "the primary may be one"
+
+
+def test_unlabelled_domains_must_be_there_and_leave_something_to_learn_from(folder):
+    with pytest.raises(DataError, match="no domain 'delta'"):
+        domain_list(folder, "alpha", "beta", "delta")
+    with pytest.raises(DataError, match="'gamma' has no role.*primary or auxiliary"):
+        domain_list(folder, "alpha", "beta", "gamma")
+    domains = domain_list(folder, "beta", "alpha", "beta")
+    assert names_in(training_domains(domains, "ama")) == ["beta", "alpha"]
+    for mode, unlabelled in (("single", "beta"), ("ama", "beta,alpha")):
+        with pytest.raises(DataError, match="no labels to learn from in beta"):
+            training_domains(domain_list(folder, "beta", "alpha", unlabelled), mode)
+
+
 def test_unknown_names_show_what_is_there(folder):
     for arguments in (("delta",), ("beta", ["delta"]), ("beta", "alpha,delta")):
         with pytest.raises(DataError, match="no domain 'delta'.*alpha, beta, gamma, only_tests"):
@@ -125,6 +151,7 @@ def test_check_domains_puts_the_primary_first():
         ([PRIMARY, AUXILIARY, AUXILIARY], "'b' is listed more than once"),
         ([PRIMARY, {**AUXILIARY, "role": "helper"}], r"domains\[1\].*'helper'.*auxiliary"),
         ([{**PRIMARY, "data_list": "x"}], "unknown key 'data_list'.*datalist"),
+        ([{**PRIMARY, "labels": "no"}], "labels 'no' is not true or false"),
         ([{"name": "a", "role": "primary"}], "key 'root' is missing"),
         ([{**PRIMARY, "mpp": -1}], "mpp -1"),
         ([{**PRIMARY, "mpp": "40x"}], "mpp '40x'"),

@@ -83,6 +83,18 @@ def test_the_reversed_gradient_hides_the_domain_while_the_discriminator_learns_i
         assert (model(*batch)[2] - before).item() * sign > 0
 
 
+def test_without_labels_the_nuclei_are_those_that_the_network_finds():
+    image, domain, foreground = _batch()
+    model = _model()
+    model.predicted_regions = True
+    with torch.no_grad():
+        logits, aligned, loss, _ = model(image, domain, foreground)
+        assert torch.equal(model(image, domain, 1 - foreground)[2], loss), "labels are not read"
+        found = (logits[:, :1] > 0).float()
+        assert 0 < found.mean() < 1
+        assert torch.equal(model.adversary(aligned, domain, found)[0], loss)
+
+
 def test_the_discriminator_learns_from_all_domains_whatever_cgrl_does():
     model = _model((0.0, 0.0, 0.0))
     model(*_batch((0, 0)))[2].backward()

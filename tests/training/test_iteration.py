@@ -78,6 +78,14 @@ def test_auxiliary_samples_are_weighted_and_the_primarys_are_not(weight, mean):
     torch.testing.assert_close(output["loss"], torch.tensor(mean))
 
 
+def test_samples_without_labels_have_no_segmentation_loss_and_no_dice():
+    output, _ = step(AdversarialIteration(labelled=[True, False, True]))
+    torch.testing.assert_close(output["segmentation_loss"], torch.tensor((1 + 4 + 8) / 3))
+    assert output["dice"].isnan().tolist() == [False, True, False, False]
+    output, _ = step(AdversarialIteration(labelled=[False, True, True]))
+    torch.testing.assert_close(output["segmentation_loss"], torch.tensor((2 + 4) / 2))
+
+
 def test_the_ramp_goes_from_nothing_in_the_first_step_to_all_in_the_last():
     strengths = [step(AdversarialIteration(lambda_max=0.3), True, number)[0]["lambda"] for number in range(1, 21)]
     assert strengths[0] == 0 and strengths[-1] == adversarial_ramp(1, 0.3) and strengths == sorted(set(strengths))

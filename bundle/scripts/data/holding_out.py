@@ -48,9 +48,8 @@ def validation_items(domains: Sequence[dict], held_out: float = 0.0) -> list[dic
         if held_out:
             hint = "Leave held_out out, or label some of its images and make them a domain of their own."
             raise DataError("held_out", f"the primary '{name}' has no labels to validate by", hint)
-        logger.warning(
-            "the primary '%s' has no labels: its Dice is not known while training, last weights are kept", name
-        )
+        told = "the primary '%s' has no labels: its Dice cannot be known in training, and the last weights are kept"
+        logger.warning(told, name)
         return []
     if held_out == 0:
         return load_items(domains[:1], "validation")
