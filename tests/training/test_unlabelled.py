@@ -8,9 +8,11 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
+from PIL import Image
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
@@ -82,15 +84,12 @@ def test_the_segmentation_learns_nothing_of_an_unlabelled_domain(open_training, 
             tmp_path / str(n), dataset_dir=str(data), unlabelled="synthetic_dark", max_epochs=1, mode="joint",
             auxiliary="synthetic_dark", cache="off", domain_images=0, overlay_images=0,
         )  # fmt: skip
-        trainer = workflow.parser.get_parsed_content("train::trainer")
-        workflow.parser.get_parsed_content(
-            "train::iteration"
-        ).clip_norm = 0  # the discriminator's gradient counts there
+        # the discriminator's gradient would count in the norm
+        workflow.parser.get_parsed_content("train::iteration").clip_norm = 0
         workflow.run()
-        assert trainer.state.iteration == 2
         weights.append(workflow.parser.get_parsed_content("network").decoder.state_dict())
         for image in (data / "synthetic_dark" / "images").iterdir():
-            shutil.copy(data / "synthetic_pink" / "images" / image.name, image)
+            Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 

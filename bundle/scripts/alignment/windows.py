@@ -46,7 +46,7 @@ def window_items(
     items: list[dict] = []
     for index, domain in enumerate(check_domains(domains)):
         if not is_labelled(domain):
-            logger.warning("left out of the alignment report: '%s' has no labels", domain["name"])
+            logger.info("left out of the alignment report: '%s' has no labels", domain["name"])
             continue
         try:
             found = _domain_items(domain, splits) or _domain_items(domain, ["training"])
