@@ -51,7 +51,7 @@ class _step:
 
         self.config = open_config(
             "train", "train", backbone=backbone, backbone_weights="random", cache=cache, output_dir=folder,
-            decoder_size=args.decoder_size, crop_size=args.crop_size, batch_size=args.batch_size, cache_variants=1,
+            decoder_size=args.decoder_size, crop_size=args.crop_size, batch_size=args.batch_size, cache_windows=1,
             dataset_dir=make_synthetic(f"{folder}/synthetic"), batches_per_epoch=1000,
         )  # fmt: skip
         self.batches = None

@@ -82,7 +82,7 @@ def test_half_written_features_go_once_nobody_can_be_at_them(bundle_root, tmp_pa
         if name != names["b"]:
             os.utime(tmp_path / name, (time.time() - 2 * LEFT,) * 2)
     options = {"dataset_dir": synthetic, "backbone_weights": str(encoder[1]), "backbone": "vit_test"}
-    options |= {"cache_dir": str(tmp_path), "cache_variants": 1, "window_size": 64, "crop_size": 64}
+    options |= {"cache_dir": str(tmp_path), "cache_windows": 1, "window_size": 64, "crop_size": 64}
     workflow = open_verb(bundle_root, "train", "train", output_dir=str(tmp_path / "out"), **options)
     workflow.parser.get_parsed_content("train::dataset")
     assert {path.name for path in tmp_path.glob(".*.partial.pt")} == {names["b"]}

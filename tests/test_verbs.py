@@ -156,7 +156,7 @@ def test_train_evaluate_and_segment_from_the_command_line(bundle_root, shipped, 
     """The whole path on the synthetic default, training from outside the bundle and the rest from inside."""
     printed = _run(
         bundle_root, "train", "--dataset_dir", synthetic, "--output_dir", tmp_path, "--max_epochs", 1,
-        "--batches_per_epoch", 2, "--batch_size", 4, "--crop_size", 64, "--window_size", 64, "--cache_variants", 1,
+        "--batches_per_epoch", 2, "--batch_size", 4, "--crop_size", 64, "--window_size", 64, "--cache_windows", 1,
         "--val_interval", 1, inside=False,
     )  # fmt: skip
     assert "val_dice" in printed

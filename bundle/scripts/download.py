@@ -28,7 +28,7 @@ def fetch(url: str, path: str | os.PathLike, sha256: str | None = None) -> Path:
     Fetch one file with a progress bar, going on where an earlier attempt broke off; nothing if it is there.
 
     The bytes so far are kept in ``<path>.ama_sam.part``, which gets its name when it is whole and its checksum is
-    right, and is deleted when that is another. Without a known checksum the computed one is told, for the user to
+    right, and is deleted when that is another. Without a known checksum the computed one is printed, for the user to
     compare and to keep. Of several processes one fetches, the others wait for it.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from scripts.errors import DataError
-from scripts.settings import SETTINGS, Setting
+from scripts.settings import RENAMED, SETTINGS, Setting
 
 __all__ = ["allowed", "is_programmed", "judge", "nearest"]
 
@@ -57,7 +57,9 @@ def allowed(setting: Setting) -> str:
 
 
 def nearest(name: object, names: Any) -> str:
-    """`` (did you mean 'x'?)``, or nothing where no name is near."""
+    """`` (did you mean 'x'?)``, or what a key of an earlier version is called now; nothing where no name is near."""
+    if RENAMED.get(str(name)) in names:
+        return f" (it is called '{RENAMED[str(name)]}' now)"
     close = difflib.get_close_matches(str(name), [str(known) for known in names], n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-__all__ = ["SETTINGS", "Setting"]
+__all__ = ["RENAMED", "SETTINGS", "Setting"]
+
+# keys of earlier versions, each with what it is called now
+RENAMED = {"cache_variants": "cache_windows"}
 
 
 class Setting(NamedTuple):
@@ -267,7 +270,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "learning_rate": Setting(_number(ge=0, le=1), "of AdamW"),
         "weight_decay": Setting(NotNegative, "of AdamW"),
         "warmup_iterations": Setting(CountOrNone, "steps until the learning rate is reached"),
-        "batch_size": Setting(Count, "windows of a step"),
+        "batch_size": Setting(Count, "crops of a step"),
         "primary_share": Setting(Share, "of a batch that is from the primary domain"),
         "auxiliary_weight": Setting(NotNegative, "of the auxiliary domains' segmentation loss"),
         "lambda_max": Setting(NotNegative, "strength of the alignment at the end of its ramp"),
@@ -287,7 +290,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             _whole(ge=16, multiple_of=16), "side of the windows that are encoded and stored", "pixels"
         ),
         "cache": Setting(Literal["on", "off"], "store encoded windows; off encodes in every step"),
-        "cache_variants": Setting(Count, "augmented windows of each image that are stored"),
+        "cache_windows": Setting(Count, "augmented windows of each image that are stored"),
         "cache_rate": Setting(Share, "share of the stored windows that is held in memory"),
         "gaps": Setting(Literal["keep", "close", "auto"], "lines of background drawn between nuclei that touch"),
         "limit_groups": Setting(Count | None, "patients of the primary domain to train on"),

@@ -85,8 +85,8 @@ def _transform(encoder=None, crop_size: int = 32, window: int = 64, noise: float
     )
 
 
-def _dataset(items, cache_dir, variants=2, **kwargs) -> FeatureDataset:
-    return FeatureDataset(items, _transform(**kwargs), cache_dir, variants=variants, window_size=64)
+def _dataset(items, cache_dir, windows=2, **kwargs) -> FeatureDataset:
+    return FeatureDataset(items, _transform(**kwargs), cache_dir, windows_per_image=windows, window_size=64)
 
 
 # --- crops
@@ -122,9 +122,11 @@ def test_an_encoder_that_is_trained_cannot_be_cached():
 # --- what is stored
 
 
-def test_filling_computes_each_variant_once_and_training_never_again(tmp_path, capsys):
+def test_filling_computes_each_window_once_and_training_never_again(tmp_path, capsys):
     encoder = PoolingEncoder()
-    dataset = FeatureDataset(_write(tmp_path), _transform(encoder), tmp_path / "cache", variants=2, window_size=64)
+    dataset = FeatureDataset(
+        _write(tmp_path), _transform(encoder), tmp_path / "cache", windows_per_image=2, window_size=64
+    )
     assert len(dataset.missing()) == 6
     dataset.fill()
     assert encoder.calls == 6 and not dataset.missing()
@@ -149,8 +151,8 @@ def test_items_hold_what_a_batch_needs(tmp_path):
     assert batch["image"].meta["filename_or_obj"] == [item["image"] for item in items]
 
 
-def test_crops_and_variants_are_drawn_from_the_seed(tmp_path):
-    dataset = _dataset(_write(tmp_path), tmp_path / "cache", variants=4).fill()
+def test_crops_and_windows_are_drawn_from_the_seed(tmp_path):
+    dataset = _dataset(_write(tmp_path), tmp_path / "cache", windows=4).fill()
 
     def draw(seed):
         dataset.set_random_state(seed=seed)
@@ -160,7 +162,7 @@ def test_crops_and_variants_are_drawn_from_the_seed(tmp_path):
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_variants_differ_but_follow_from_the_item_alone(tmp_path):
+def test_windows_differ_but_follow_from_the_item_alone(tmp_path):
     items = _write(tmp_path)
     (a, b, c) = (_dataset(items, tmp_path / name) for name in "abc")
     np.random.seed(1)
@@ -179,7 +181,7 @@ def test_variants_differ_but_follow_from_the_item_alone(tmp_path):
 def test_whatever_changes_the_features_changes_the_file(tmp_path):
     items = _write(tmp_path)
     before = _dataset(items, tmp_path / "cache").path(0, 0)
-    assert _dataset(items, tmp_path / "cache").path(0, 1) != before, "variant"
+    assert _dataset(items, tmp_path / "cache").path(0, 1) != before, "window"
     assert _dataset(items, tmp_path / "cache", noise=7.0).path(0, 0) != before, "a setting deep inside"
     assert _dataset(items, tmp_path / "cache", window=96).path(0, 0) != before, "window"
     other = PoolingEncoder()
@@ -295,7 +297,7 @@ def test_versions_are_raised_with_the_results(tmp_path):
     item = {"image": str(tmp_path / "0.png"), "label": str(tmp_path / "0_label.png"), "mpp": 0.5}
     augmentation = [RandCropAffined(crop_size=64), RandStaind(prob=1.0), RandBlurd(prob=1.0), SplitTargetsd()]
     steps = [LoadNucleid(), ToTargetMppd(0.25), DrawVariant(Compose(augmentation)), EncodeFeatures(PoolingEncoder())]
-    stored = Compose(steps)({**item, "content": "0", "variant": 0})
+    stored = Compose(steps)({**item, "content": "0", "window": 0})
     figures = [stored["image"].float().std(), *(channel.float().mean() for channel in stored["target"])]
     figures += [feature.float().mean() for feature in stored["features"][:1]]
     versions = {type(step).__name__: type(step).version for step in [*steps, *augmentation]}
@@ -366,7 +368,7 @@ def test_images_that_cannot_be_used_do_not_stop_the_others(tmp_path):
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    dataset = _dataset(_write(tmp_path, count=1), tmp_path / "cache", variants=1).fill()
+    dataset = _dataset(_write(tmp_path, count=1), tmp_path / "cache", windows=1).fill()
     file = dataset.path(0, 0)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DataError, match=f"{file.name}.*Delete the file"):
@@ -374,7 +376,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    dataset = _dataset(_write(tmp_path, count=1), tmp_path / "cache", variants=1)
+    dataset = _dataset(_write(tmp_path, count=1), tmp_path / "cache", windows=1)
 
     def half(obj, path):
         Path(path).write_bytes(b"half")
@@ -399,7 +401,7 @@ def test_stored_features_of_real_tissue_are_those_of_the_encoder_to_half_precisi
     item = {key: str(real_data / "tnbc" / f"{key}s" / "01_1.png") for key in ("image", "label")}
     encoder = load_encoder("vit_t", mobile_sam)
     transform = _transform(encoder, crop_size=256, window=256)
-    dataset = FeatureDataset([{**item, "domain": 0}], transform, tmp_path, variants=1, window_size=256).fill()
+    dataset = FeatureDataset([{**item, "domain": 0}], transform, tmp_path, windows_per_image=1, window_size=256).fill()
     crop = dataset[0]
     for stored, live in zip(crop["features"], encoder(crop["image"].as_tensor()[None])):
         error = (stored.float() - live[0].permute(1, 2, 0)).abs()

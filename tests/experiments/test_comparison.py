@@ -13,7 +13,7 @@ from scripts.experiments.bootstrap import Bootstrap
 from scripts.experiments.comparison import Comparison, compare_pairs, summarise_variants
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.left_out import left_out_markdown, summarise_left_out
-from scripts.experiments.plan import Child
+from scripts.experiments.plan import PlannedRun
 from scripts.experiments.plots import plot_differences, plot_low_data, plot_scores
 from scripts.experiments.results import Result, Results
 from scripts.experiments.tables import comparison_markdown
@@ -211,7 +211,7 @@ def test_a_variant_is_compared_on_each_domain_by_the_runs_that_left_it_out():
 
 def test_an_experiment_that_leaves_out_domains_is_compared_from_its_store(tmp_path):
     uri, images = f"sqlite:///{tmp_path / 'mlruns.db'}", {"tnbc": IMAGES[:3], "white": IMAGES[:2]}
-    children = [Child(v, "joint", seed, left_out=d) for seed in (0, 1) for d in images for v in ("joint", "ama")]
+    children = [PlannedRun(v, "joint", seed, left_out=d) for seed in (0, 1) for d in images for v in ("joint", "ama")]
     fates = without("tnbc", "joint", 0, [0.5], 0.4, 0.5).fates
     run_experiment(uri, tmp_path, "unseen", children, images=images, score=score, fates=lambda settings: fates)
     store = ExperimentStore(uri, "ama_sam_experiments", None)
@@ -287,14 +287,16 @@ def score(settings, image):
 
 @pytest.mark.slow
 def test_an_experiment_on_a_server_is_compared_from_the_server_alone(mlflow_server, bundle_root, tmp_path):
-    children = [Child(mode, mode, seed, groups) for seed in (0, 1) for groups in (1, None) for mode in ("joint", "ama")]
+    children = [
+        PlannedRun(mode, mode, seed, groups) for seed in (0, 1) for groups in (1, None) for mode in ("joint", "ama")
+    ]
     images = {"tnbc": IMAGES[:8], "other": IMAGES[:3]}
     with pytest.raises(SystemExit, match="signed_seed0"):
         run_experiment(
             mlflow_server,
             tmp_path / "trained",
             "tnbc",
-            [*children, Child("signed", "signed", 0)],
+            [*children, PlannedRun("signed", "signed", 0)],
             images=images,
             score=score,
         )
@@ -333,9 +335,9 @@ def test_what_cannot_be_compared_is_told(mlflow_server, bundle_root, tmp_path):
         return str(root_cause(told.value))
 
     with pytest.raises(SystemExit):
-        run_experiment(mlflow_server, tmp_path, "failed", [Child("signed", "signed", 0)])
-    run_experiment(mlflow_server, tmp_path, "unpaired", [Child("joint", "joint", 0)])
-    run_experiment(mlflow_server, tmp_path, "unpaired", [Child("ama", "ama", 0)], images={"tnbc": ["a"]})
+        run_experiment(mlflow_server, tmp_path, "failed", [PlannedRun("signed", "signed", 0)])
+    run_experiment(mlflow_server, tmp_path, "unpaired", [PlannedRun("joint", "joint", 0)])
+    run_experiment(mlflow_server, tmp_path, "unpaired", [PlannedRun("ama", "ama", 0)], images={"tnbc": ["a"]})
     assert "no experiment 'nowhere'" in compare(experiment_name="nowhere")
     assert "'nobody'" in (message := compare(name="nobody")) and "unpaired" in message, "those there are are named"
     assert "signed_seed0: training: it broke" in compare(name="failed")
@@ -347,7 +349,7 @@ def test_what_cannot_be_compared_is_told(mlflow_server, bundle_root, tmp_path):
 
 def test_one_variant_alone_is_a_table_without_differences(tmp_path, capsys):
     uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
-    run_experiment(uri, tmp_path, "alone", [Child("joint", "joint", 0)], images={"tnbc": ["image3"]}, score=score)
+    run_experiment(uri, tmp_path, "alone", [PlannedRun("joint", "joint", 0)], images={"tnbc": ["image3"]}, score=score)
     store = ExperimentStore(uri, "ama_sam_experiments", None)
     Comparison(store, "testing", ["dice"], None, tmp_path, Bootstrap()).run()
     folder = tmp_path / "alone" / "comparison_testing"

@@ -9,7 +9,7 @@ import pytest
 from fakes import domains_named
 from monai.bundle import ConfigParser
 from scripts.errors import DataError
-from scripts.experiments.plan import Child, plan_children
+from scripts.experiments.plan import PlannedRun, plan_runs
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.networks.domain_adversary import MODES
 from scripts.setup_run import unknown_keys
@@ -19,13 +19,13 @@ from scripts.setup_run import unknown_keys
 
 def test_the_plan_is_every_variant_with_every_number_of_groups_and_seed():
     variants = [{"name": "joint", "mode": "joint"}, {"name": "mine", "mode": "ama", "training": {"lambda_max": 1}}]
-    names = [child.name for child in plan_children(variants, [0, 1], [1, None])]
+    names = [child.name for child in plan_runs(variants, [0, 1], [1, None])]
     assert names == [
         "joint_groups1_seed0", "mine_groups1_seed0", "joint_seed0", "mine_seed0",
         "joint_groups1_seed1", "mine_groups1_seed1", "joint_seed1", "mine_seed1",
     ]  # fmt: skip
-    assert plan_children(variants, [0, 1], [1, None], only="all") == plan_children(variants, [0, 1], [1, None])
-    (child,) = plan_children(variants, 3, only="mine")
+    assert plan_runs(variants, [0, 1], [1, None], only="all") == plan_runs(variants, [0, 1], [1, None])
+    (child,) = plan_runs(variants, 3, only="mine")
     assert child.training == {"lambda_max": 1}
     assert child.tags == {"variant": "mine", "mode": "ama", "seed": "3", "limit_groups": "all"}
 
@@ -35,19 +35,19 @@ def test_the_plan_is_every_variant_with_every_number_of_groups_and_seed():
     [(0, 1, [(0, 1)]), ("0,2", "all", [(0, None), (2, None)]), ((1, 1), [2, "null"], [(1, 2), (1, None)])],
 )
 def test_numbers_are_taken_as_the_command_line_gives_them(seeds, groups, expected):
-    children = plan_children([{"name": "a", "mode": "ama"}], seeds, groups)
+    children = plan_runs([{"name": "a", "mode": "ama"}], seeds, groups)
     assert [(child.seed, child.limit_groups) for child in children] == expected
 
 
 def test_each_domain_is_left_out_with_every_seed_and_variant():
     variants = [{"name": "joint", "mode": "joint"}, {"name": "ama", "mode": "ama"}]
-    children = plan_children(variants, [0, 1], 2, leave_out="all", domains=["tnbc", "mine"])
+    children = plan_runs(variants, [0, 1], 2, leave_out="all", domains=["tnbc", "mine"])
     assert [child.name for child in children[:4]] == [
         "joint_without_tnbc_groups2_seed0", "ama_without_tnbc_groups2_seed0",
         "joint_without_mine_groups2_seed0", "ama_without_mine_groups2_seed0",
     ]  # fmt: skip
     assert len(children) == 8 and children[2].tags["left_out"] == "mine"
-    named = plan_children(variants, 0, leave_out="mine,mine", domains=["tnbc", "mine"])
+    named = plan_runs(variants, 0, leave_out="mine,mine", domains=["tnbc", "mine"])
     assert [child.left_out for child in named] == ["mine", "mine"]
 
 
@@ -55,12 +55,12 @@ def test_without_a_domain_the_first_of_the_others_is_the_primary():
     domains = domains_named("tnbc", "mine", "white")
 
     def split(left_out):
-        training, evaluated = Child("joint", "joint", 0, left_out=left_out).domains(domains)
+        training, evaluated = PlannedRun("joint", "joint", 0, left_out=left_out).domains(domains)
         return [[(d["name"], d["role"]) for d in part] for part in (training, evaluated)]
 
     assert split("tnbc") == [[("mine", "primary"), ("white", "auxiliary")], [("tnbc", "primary")]]
     assert split("white") == [[("tnbc", "primary"), ("mine", "auxiliary")], [("white", "primary")]]
-    assert Child("joint", "joint", 0).domains(domains) == (domains, domains)
+    assert PlannedRun("joint", "joint", 0).domains(domains) == (domains, domains)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_without_a_domain_the_first_of_the_others_is_the_primary():
 )
 def test_plans_that_cannot_be_run_are_told(variant, arguments, message):
     with pytest.raises(DataError, match=message):
-        plan_children([variant], **{"seeds": 0, **arguments})
+        plan_runs([variant], **{"seeds": 0, **arguments})
 
 
 def test_the_variants_of_the_config_are_valid(bundle_root):
@@ -87,10 +87,10 @@ def test_the_variants_of_the_config_are_valid(bundle_root):
     parser.read_config(str(bundle_root / "configs" / "experiment.json"))
     parser["bundle_root"] = str(bundle_root)
     variants = parser.get_parsed_content("variants")
-    children = plan_children(variants, 0)
+    children = plan_runs(variants, 0)
     assert {child.mode for child in children} == set(MODES), "every mode can be compared"
     assert {"unet", "quarter_resolution", "sam_decoder", "joint_stain_only"} <= {child.variant for child in children}
-    assert plan_children(variants, parser["seeds"], parser["limit_groups"], parser["only"])
+    assert plan_runs(variants, parser["seeds"], parser["limit_groups"], parser["only"])
 
     train = ConfigParser.load_config_file(bundle_root / "configs" / "train.json")
     for child in children:

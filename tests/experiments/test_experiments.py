@@ -14,14 +14,14 @@ from fakes import FakeVerb, domains_named, open_verb
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.experiments.experiment import Experiment
-from scripts.experiments.plan import Child
+from scripts.experiments.plan import PlannedRun
 from scripts.experiments.verbs import BundleVerb
 from scripts.networks.model_info import model_info
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 from scripts.training.checkpoints import read_checkpoint
 
-JOINT, AMA = Child("joint", "joint", 0), Child("ama", "ama", 0)
+JOINT, AMA = PlannedRun("joint", "joint", 0), PlannedRun("ama", "ama", 0)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def runs_of(experiment):
 
 
 def test_children_are_nested_runs_that_tell_what_they_are_and_what_was_measured(make):
-    experiment = make([JOINT, Child("ama", "ama", 1, limit_groups=2)])
+    experiment = make([JOINT, PlannedRun("ama", "ama", 1, limit_groups=2)])
     experiment.run()
     parent, runs = experiment.store.find_parent(), runs_of(experiment)
     assert parent.info.status == "FINISHED" and parent.info.run_name == "tnbc"
@@ -75,16 +75,16 @@ def test_children_are_nested_runs_that_tell_what_they_are_and_what_was_measured(
 
 def test_what_is_finished_is_not_run_again(make, capsys):
     make().run()
-    again = make([JOINT, AMA, Child("grl", "grl", 0)])
+    again = make([JOINT, AMA, PlannedRun("grl", "grl", 0)])
     again.run()
     assert [s["run_name"] for s in again.training.calls] == ["grl_seed0"]
-    assert "3 children of 'tnbc' on testing: 2 finished before" in capsys.readouterr().out
+    assert "3 runs of 'tnbc' on testing: 2 finished before" in capsys.readouterr().out
     assert len(again.store.children(again.store.find_parent())) == 3
 
 
 def test_a_child_that_fails_is_recorded_and_the_others_are_run(make, capsys):
     first = make(training=FakeVerb("training", fails={"joint_seed0"}))
-    with pytest.raises(SystemExit, match="1 of 2 children failed: joint_seed0"):
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: joint_seed0"):
         first.run()
     runs = runs_of(first)
     assert runs["joint_seed0"].info.status == "FAILED" and runs["ama_seed0"].info.status == "FINISHED"
@@ -164,7 +164,7 @@ def test_a_training_that_was_finished_is_not_done_again(make, tmp_path):
 
 def test_other_settings_under_the_same_name_are_refused_before_anything_runs(make):
     make().run()
-    other = make([Child("grl", "grl", 0), JOINT], training=FakeVerb("training", {"max_epochs": 8}))
+    other = make([PlannedRun("grl", "grl", 0), JOINT], training=FakeVerb("training", {"max_epochs": 8}))
     with pytest.raises(DataError, match="joint_seed0.*training max_epochs: 1, now 8.*--name"):
         other.run()
     assert other.training.calls == []
@@ -192,13 +192,13 @@ def test_jobs_run_at_once(make):
 
 def test_a_job_that_fails_leaves_the_other_alone_and_one_that_is_interrupted_ends_all(make):
     failing = make(training=FakeVerb("training", fails={"joint_seed0"}), jobs=2)
-    with pytest.raises(SystemExit, match="1 of 2 children failed: joint_seed0"):
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: joint_seed0"):
         failing.run()
     assert {n: run.info.status for n, run in runs_of(failing).items()} == {
         "joint_seed0": "FAILED",
         "ama_seed0": "FINISHED",
     }
-    children = [AMA, *(Child("grl", "grl", seed) for seed in range(20))]
+    children = [AMA, *(PlannedRun("grl", "grl", seed) for seed in range(20))]
     stopping = FakeVerb("training", stops_after={"ama_seed0": 0}, error=KeyboardInterrupt)
     interrupted = make(children, training=stopping, name="interrupted", jobs=2)
     with pytest.raises(KeyboardInterrupt):
@@ -241,7 +241,7 @@ def test_another_split_evaluates_the_same_models(make):
 
 def test_a_domain_left_out_is_not_trained_on_and_alone_evaluated(make, capsys):
     names = ("tnbc", "mine", "white")
-    children = [Child("joint", "joint", 0, left_out=name) for name in ("tnbc", "white")]
+    children = [PlannedRun("joint", "joint", 0, left_out=name) for name in ("tnbc", "white")]
     images = {name: ["a"] for name in names}
     first = make(children, evaluating=FakeVerb("evaluating", images=images), domains=names)
     first.run()
@@ -258,7 +258,9 @@ def test_a_domain_left_out_is_not_trained_on_and_alone_evaluated(make, capsys):
     assert {"left_out": "tnbc", "primary": "mine", "variant": "joint"}.items() <= tags.items()
     assert "joint_without_white_seed0: white Dice 0.500" in capsys.readouterr().out
 
-    again = make([*children, Child("joint", "joint", 0, left_out="mine")], domains=names, evaluating=first.evaluating)
+    again = make(
+        [*children, PlannedRun("joint", "joint", 0, left_out="mine")], domains=names, evaluating=first.evaluating
+    )
     again.run()
     assert [s["run_name"] for s in again.training.calls] == ["joint_without_mine_seed0"], "the others are finished"
     with pytest.raises(DataError, match="the experiment 'tnbc' leaves out domains"):
@@ -292,7 +294,7 @@ def test_a_run_that_is_given_is_neither_renamed_nor_closed(uri):
 def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp_path, capsys):
     """One baseline with another decoder trained and evaluated, one child that fails; then compared."""
     baselines = bundle_root / "configs" / "baselines"
-    tiny = {"crop_size": 64, "window_size": 128, "cache_variants": 1, "batch_size": 4, "val_interval": 1}
+    tiny = {"crop_size": 64, "window_size": 128, "cache_windows": 1, "batch_size": 4, "val_interval": 1}
     overrides = {
         "dataset_dir": str(synthetic), "output_dir": str(tmp_path / "out"), "auxiliary": "synthetic_dark",
         "backbone": "vit_test", "backbone_weights": str(encoder[1]), "max_epochs": 1, "batches_per_epoch": 2,
@@ -302,7 +304,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
             {"name": "unet", "mode": "joint", "config": str(baselines / "unet.json")},
         ],
     }  # fmt: skip
-    with pytest.raises(SystemExit, match="1 of 2 children failed: broken_groups1_seed5"):
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: broken_groups1_seed5"):
         open_verb(bundle_root, "experiment", None, **overrides, only=None).run()
     store = ExperimentStore(f"sqlite:///{tmp_path / 'out' / 'mlruns.db'}", "ama_sam_experiments", None)
     parent = store.find_parent()
@@ -334,7 +336,7 @@ def test_real_children_from_the_real_config(bundle_root, synthetic, encoder, tmp
 
 @pytest.mark.slow
 def test_a_real_child_without_a_domain_is_in_the_table_of_those_left_out(bundle_root, synthetic, encoder, tmp_path):
-    tiny = {"crop_size": 64, "window_size": 128, "cache_variants": 1, "batch_size": 4, "val_interval": 1}
+    tiny = {"crop_size": 64, "window_size": 128, "cache_windows": 1, "batch_size": 4, "val_interval": 1}
     overrides = {
         "dataset_dir": str(synthetic), "output_dir": str(tmp_path), "auxiliary": "synthetic_dark",
         "backbone": "vit_test", "backbone_weights": str(encoder[1]), "max_epochs": 1, "batches_per_epoch": 2,
@@ -362,7 +364,7 @@ def test_a_training_that_no_experiment_made_survives(make, tmp_path, name):
     path.parent.mkdir(parents=True)
     path.write_text("precious")
     experiment = make([JOINT, AMA])
-    with pytest.raises(SystemExit, match="1 of 2 children failed: joint"):
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: joint"):
         experiment.run()
     assert path.read_text() == "precious" and list(path.parent.iterdir()) == [path]
     assert f"{name}: it was not written by an experiment" in runs_of(experiment)["joint_seed0"].data.tags["failure"]

@@ -80,7 +80,7 @@ TINY_TRAINING = {
     "decoder_size": "light",
     "crop_size": 64,
     "window_size": 128,
-    "cache_variants": 2,
+    "cache_windows": 2,
     "batch_size": 4,
     "batches_per_epoch": 2,
     "val_interval": 1,

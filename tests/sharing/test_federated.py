@@ -19,7 +19,7 @@ TINY = {
     "decoder_size": "light",
     "crop_size": 64,
     "window_size": 64,
-    "cache_variants": 1,
+    "cache_windows": 1,
     "batch_size": 4,
     "batches_per_epoch": 2,
     "max_epochs": ROUNDS,  # of all rounds together: the learning rate's schedule ends with them

@@ -178,7 +178,7 @@ def test_workflows_as_the_zoos_unit_tests_run_them(bundle_root, tmp_path, monkey
     images = {"train": data, "inference": os.path.join(data, "synthetic_pink", "images")}
     small = {
         "max_epochs": 1, "batches_per_epoch": 1, "batch_size": 4, "crop_size": 64, "window_size": 64,
-        "cache_variants": 1, "decoder_size": "light", "alignment_report": False,
+        "cache_windows": 1, "decoder_size": "light", "alignment_report": False,
     }  # fmt: skip
     monkeypatch.chdir(bundle_root)
     workflow = create_workflow(

@@ -45,7 +45,7 @@ def test_a_slide_is_read_as_the_image_is(tmp_path, form):
     whole, bad = slide.read(0, 0, 300, 200, 1.0)
     assert not bad
     np.testing.assert_array_equal(whole, read_image(path))
-    part, _ = slide.read(30, 50, 90, 70, 1.0)  # a window that is transparent all over is no other than the whole
+    part, _ = slide.read(30, 50, 90, 70, 1.0)  # a region that is transparent all over is no other than the whole
     np.testing.assert_array_equal(part, whole[50:120, 30:120])
 
 

@@ -101,7 +101,7 @@ def test_a_region_has_the_nuclei_whose_centres_lie_in_it(bundle_root, slide, dra
 
 
 def test_tiles_that_disagree_about_a_border_neither_lose_nor_double(bundle_root, slide, drawing, tmp_path):
-    """A network answers differently in each window; the truth is then known only roughly, but every nucleus once."""
+    """A network answers differently in each tile; the truth is then known only roughly, but every nucleus once."""
     folder = segment_slide(bundle_root, slide, tmp_path, network="Moody")
     found = centroids(folder)
     assert len(found) == len(drawing.nuclei)
@@ -111,7 +111,7 @@ def test_tiles_that_disagree_about_a_border_neither_lose_nor_double(bundle_root,
 @pytest.mark.parametrize("kind", ["svs", "ome"])
 @pytest.mark.parametrize("mpp", [0.25, 0.13])
 def test_formats_and_levels(bundle_root, tmp_path, kind, mpp):
-    """Scanner format through OpenSlide, and OME-TIFF; at 0.13 um the window is resampled, sizes are odd."""
+    """Scanner format through OpenSlide, and OME-TIFF; at 0.13 um the region is resampled, sizes are odd."""
     drawing = make_drawing(2507, 1803, seed=2)
     path = save_slide(tmp_path / f"a.{kind if kind == 'svs' else 'ome.tif'}", drawing, mpp, kind, levels=(1, 2, 8))
     assert open_slide(path).mpp == pytest.approx(mpp)
@@ -123,7 +123,7 @@ def test_formats_and_levels(bundle_root, tmp_path, kind, mpp):
     assert cKDTree(found).query(drawing.nuclei[:, :2])[0].max() < 1
 
 
-def test_windows_of_one_scale_show_the_same_pixels(slide):
+def test_regions_of_one_scale_show_the_same_pixels(slide):
     opened = open_slide(slide)
     for scale in (1.0, 1.25, 4.0, 5.3):
         left, top = (int(side / 2 / scale) for side in (opened.width, opened.height))

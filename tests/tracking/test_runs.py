@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from mlflow_servers import Line
 from scripts.errors import DataError, root_cause
 from scripts.experiments.experiment import Experiment
-from scripts.experiments.plan import Child
+from scripts.experiments.plan import PlannedRun
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 from scripts.tracking.store import open_experiment, open_store
@@ -173,7 +173,7 @@ class TrackedVerb(FakeVerb):
 @pytest.mark.parametrize("verb", ["training", "evaluating"])
 def test_an_experiment_goes_on_in_the_local_store(line, mlflow_server, tmp_path, caplog, capsys, verb):
     """The server goes away in the second of three children, in either verb; run again, what it lacks is made up for."""
-    children = [Child(mode, mode, 0) for mode in ("single", "joint", "ama")]
+    children = [PlannedRun(mode, mode, 0) for mode in ("single", "joint", "ama")]
 
     def experiment(uri, cut=None):
         verbs = {name: TrackedVerb(name, tmp_path, cut if name == verb else None, "joint_seed0") for name in VERBS}
@@ -212,7 +212,7 @@ def test_a_child_whose_result_is_nowhere_is_not_called_finished(tmp_path):
             pass
 
     store = ExperimentStore(_local(tmp_path), "e", "n")
-    children = [Child("ama", "ama", 0)]
+    children = [PlannedRun("ama", "ama", 0)]
     with pytest.raises(SystemExit):
         Experiment(
             store, children, FakeVerb("training"), Forgetful("evaluating"), "testing", domains_named("tnbc"), tmp_path
@@ -257,7 +257,7 @@ def test_runs_sent_elsewhere_by_the_environment_are_found_there(bundle_root, ope
             assert parser.get_parsed_content("tracking_uri") == uris[name], config
         open_training(tmp_path / "out", max_epochs=1, mode="single", seed=len(name), **overrides).run()
         assert _only_run(uris[name], "ama_sam")[1].info.status == "FINISHED"
-        children, verbs = [Child("ama", "ama", 0)], (FakeVerb("training"), FakeVerb("evaluating"))
+        children, verbs = [PlannedRun("ama", "ama", 0)], (FakeVerb("training"), FakeVerb("evaluating"))
         store = ExperimentStore(uris[name], "ama_sam_experiments", "tnbc")
         Experiment(store, children, *verbs, "testing", domains_named("tnbc"), tmp_path / f"{name}_children").run()
         options = {"metrics": "dice", "run_id": "comparing", **overrides}

@@ -20,7 +20,7 @@ SETTINGS = {
     "decoder_size": "light",
     "crop_size": 64,
     "window_size": 128,
-    "cache_variants": 2,
+    "cache_windows": 2,
     "batch_size": 6,
     "batches_per_epoch": 3,
     "max_epochs": 2,

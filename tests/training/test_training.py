@@ -139,7 +139,7 @@ def test_caching_stores_what_training_then_finds(open_training, tmp_path, capsys
     workflow = open_training(tmp_path, cache_dir=cache_dir)
     workflow.parser.get_parsed_content("caching")
     stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").glob("*.pt")}
-    assert len(stored) == 60, "three domains of 10 training images, two variants each"
+    assert len(stored) == 60, "three domains of 10 training images, two windows each"
     assert {p.name for p in tmp_path.iterdir()} == {"features", "mlruns.db"}, "no run has begun"
     capsys.readouterr()
     open_training(tmp_path, cache_dir=cache_dir, mode="single", max_epochs=1, seed=3).run()

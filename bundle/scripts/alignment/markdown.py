@@ -40,8 +40,8 @@ def _figures(report: dict[str, Any]) -> list[str]:
     rows = {f"all {1 / report['chance']:.0f} domains": {"chance": report["chance"], **report["overall"]}}
     control = []
     if "control" in report["overall"]:
-        told = _interval(report["overall"]["control"])
-        control = [f"Control, all domains: {told}; a network that training aligned lies below it."]
+        accuracy = _interval(report["overall"]["control"])
+        control = [f"Control, all domains: {accuracy}; a network that training aligned lies below it."]
     rows |= {f"{primary} and {name}": pair for name, pair in report["pairs"].items()}
     accuracy = [
         [name, short(row["chance"]), *(_interval(row[kind]) for kind in ("frozen", "aligned"))]

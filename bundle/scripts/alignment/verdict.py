@@ -59,13 +59,13 @@ def judge(
         return verdict
     of_control = f"{short(control.mean)} [{short(control.low)}, {short(control.high)}]"
     if np.percentile(control.draws - aligned.draws, 2.5) > 0:
-        told = f" The control's features are easier to tell apart ({of_control}), so it is training that did it."
-        return Verdict(verdict.outcome, verdict.sentence + told)
-    told = (
+        text = f" The control's features are easier to tell apart ({of_control}), so it is training that did it."
+        return Verdict(verdict.outcome, verdict.sentence + text)
+    text = (
         f"Aligned features are harder to tell apart than the frozen ones ({_figures(frozen, aligned, chance)}), but "
         f"not surely harder than the control's ({of_control}): that training aligned the domains is not shown."
     )
-    return Verdict("no_better_than_control", told)
+    return Verdict("no_better_than_control", text)
 
 
 def _against_frozen(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdict:
@@ -74,29 +74,29 @@ def _against_frozen(frozen: Accuracy, aligned: Accuracy, chance: float) -> Verdi
     figures = _figures(frozen, aligned, chance)
     if frozen.low <= chance:
         if frozen.high <= (1 + chance) / 2:
-            told = f"Already the frozen features do not tell the domains apart ({figures}): there is nothing to align."
-            return Verdict("nothing_to_align", told)
+            text = f"Already the frozen features do not tell the domains apart ({figures}): there is nothing to align."
+            return Verdict("nothing_to_align", text)
         return _cannot_tell(figures)
     if low > 0:
         if aligned.low <= chance and aligned.high <= chance + excess / 2:
-            told = f"Aligned features no longer tell the domains apart, frozen ones do ({figures}): they were aligned."
-            return Verdict("aligned", told)
+            text = f"Aligned features no longer tell the domains apart, frozen ones do ({figures}): they were aligned."
+            return Verdict("aligned", text)
         if aligned.high <= chance + NEARLY * excess:
-            told = f"Aligned features barely tell the domains apart, frozen ones do ({figures}): they were aligned."
-            return Verdict("aligned", told)
+            text = f"Aligned features barely tell the domains apart, frozen ones do ({figures}): they were aligned."
+            return Verdict("aligned", text)
         if aligned.low <= chance:
             return _cannot_tell(figures, "by how much ")
         left = (aligned.mean - chance) / excess
         how = "hardly aligned" if left > HARDLY else "aligned in part"
-        told = (
+        text = (
             f"Aligned features are harder to tell apart than the frozen ones, but remain above chance ({figures}; "
             f"{100 * left:.0f} % of what was above chance is left): the domains were {how}."
         )
-        return Verdict("hardly_aligned" if left > HARDLY else "partly_aligned", told)
+        return Verdict("hardly_aligned" if left > HARDLY else "partly_aligned", text)
     if high < excess / 2:
         than = "even easier to tell apart than" if high < 0 else "as easy to tell apart as"
-        told = f"Aligned features are {than} the frozen ones ({figures}): the domains were not aligned."
-        return Verdict("not_aligned", told)
+        text = f"Aligned features are {than} the frozen ones ({figures}): the domains were not aligned."
+        return Verdict("not_aligned", text)
     return _cannot_tell(figures)
 
 
@@ -113,8 +113,8 @@ def undetermined(reasons: str) -> Verdict:
 
 
 def _cannot_tell(figures: str, what: str = "whether ") -> Verdict:
-    told = f"Too few patients or fields to tell {what}the domains were aligned: the intervals are too wide ({figures})."
-    return Verdict("undetermined", told)
+    text = f"Too few patients or fields to tell {what}the domains were aligned: the intervals are too wide ({figures})."
+    return Verdict("undetermined", text)
 
 
 def short(value: float) -> str:

@@ -41,9 +41,9 @@ def tell_gaps(items: Sequence[Mapping[str, Any]], domains: Sequence[Mapping[str,
         DataError: when the value is not known, or a label that is looked at cannot be read.
     """
     decided = {}
-    told = {domain["name"]: domain.get("gaps") for domain in domains}
+    stated = {domain["name"]: domain.get("gaps") for domain in domains}
     for name in dict.fromkeys(item["domain_name"] for item in items):
-        decided[name] = told.get(name) or gaps
+        decided[name] = stated.get(name) or gaps
         if decided[name] not in GAPS:
             raise DataError("gaps", f"'{decided[name]}' is not known", f"Use one of {', '.join(GAPS)}.")
         if decided[name] == "auto":

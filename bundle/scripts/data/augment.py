@@ -122,12 +122,12 @@ class RandBlurd(RandomizableTransform, MapTransform):
 
 class RandCropAffined(RandomizableTransform, MapTransform):
     """
-    Crop a random window, turned, mirrored and scaled, in one resampling.
+    Crop a random square, turned, mirrored and scaled, in one resampling.
 
     Every crop is turned by a random multiple of 90 degrees and mirrored with probability 1/2. With probability
     ``prob`` it is also turned by up to 45 degrees either way, hence by any angle, and scaled. Only the pixels of the
     crop are computed, whatever the size of the image. Crops that are not turned or scaled freely copy pixels
-    unchanged. The window lies inside the image where it can; beyond the border the image is reflected, or, with
+    unchanged. The square lies inside the image where it can; beyond the border the image is reflected, or, with
     ``smallest``, the crop gets smaller. Images that shrink to .7 and below are averaged, so that they look like those
     of a lower magnification.
 
@@ -186,7 +186,7 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         if self._do_transform:
             rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             self._matrix = self._matrix @ rotation / magnification
-        extent = np.abs(self._matrix) @ self._size  # of the upright box around the window, in image pixels
+        extent = np.abs(self._matrix) @ self._size  # of the upright box around the square, in image pixels
         slack = np.asarray(data) - extent
         start = [self.R.randint(int(free) + 1) if free >= 0 else np.floor(free / 2) for free in slack]
         self._centre = np.asarray(start) + (extent - 1) / 2

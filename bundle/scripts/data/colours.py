@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scripts.data.told_once import warn_once
+from scripts.data.warn_once import warn_once
 from scripts.errors import DataError
 
 __all__ = ["Colours"]
@@ -118,8 +118,8 @@ class Colours:
                 what = f"float intensities reach {high:.4g}, but {DARK} % of them are at most 1"
                 raise DataError(path, what, "Scale all to [0, 1] or all to [0, 255].")
         elif values.dtype != np.uint8:
-            told = f"{values.dtype} intensities up to {high} are scaled from [0, {full}] to [0, 255]"
-            warn_once(str(path), told)
+            message = f"{values.dtype} intensities up to {high} are scaled from [0, {full}] to [0, 255]"
+            warn_once(str(path), message)
         return np.rint(np.clip(values * (255.0 / full), 0, 255)).astype(np.uint8)
 
     def _full(self, values: np.ndarray) -> int:

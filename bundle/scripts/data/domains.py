@@ -195,7 +195,7 @@ def load_items(
         limit_groups: keep only the first so many groups of the primary's training part, in sorted order, for
             experiments with little data.
 
-    With ``required`` there must be an item in some domain, and domains without any are told.
+    With ``required`` there must be an item in some domain, and domains without any are named in a warning.
 
     Returns:
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is

@@ -43,11 +43,11 @@ def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.
     )
 
 
-class DrawVariant(Transform):
+class DrawVariant(Transform):  # renaming it would leave all stored features unused: they are named after it
     """
-    One of a fixed number of augmented variants of an image: random transforms, made deterministic.
+    One of a fixed number of augmented windows of an image: random transforms, made deterministic.
 
-    What they draw follows from the item alone (``item["content"]``, a digest of its files, and ``item["variant"]``, a
+    What they draw follows from the item alone (``item["content"]``, a digest of its files, and ``item["window"]``, a
     number), never from a run's seed. So it can be computed once, and is shared by all runs.
 
     Args:
@@ -60,7 +60,7 @@ class DrawVariant(Transform):
         self.augmentation = augmentation
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
-        digest = hashlib.sha256(f"{data['content']}/{data['variant']}".encode()).digest()
+        digest = hashlib.sha256(f"{data['content']}/{data['window']}".encode()).digest()
         self.augmentation.set_random_state(seed=int.from_bytes(digest[:4], "big"))
         return self.augmentation(dict(data))
 

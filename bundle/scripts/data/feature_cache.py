@@ -36,7 +36,7 @@ def training_dataset(
     transform: Compose,
     cache: str,
     cache_dir: str | os.PathLike,
-    variants: int,
+    windows_per_image: int,
     window_size: int,
     cache_rate: float,
     domains: Sequence[dict] = (),
@@ -64,7 +64,7 @@ def training_dataset(
     data = training_span(tell_gaps(data, domains, gaps), held_out)
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
-    dataset = FeatureDataset(data, transform, cache_dir, variants, window_size).fill()
+    dataset = FeatureDataset(data, transform, cache_dir, windows_per_image, window_size).fill()
     idist.barrier()  # of several processes, each has filled its share
     if idist.get_rank() == 0:
         print(f"{cache_usage(dataset)}; {command('clearing_cache')} removes them", file=sys.stderr)
@@ -80,7 +80,7 @@ def cache_usage(dataset: Dataset) -> str:
     """
     if not isinstance(dataset, FeatureDataset):
         raise ValueError("there is nothing to cache: the data are set up with cache 'off'; use --cache on")
-    own = {dataset.path(i, v) for i in range(len(dataset)) for v in range(dataset.variants)}
+    own = {dataset.path(i, n) for i in range(len(dataset)) for n in range(dataset.windows_per_image)}
     # Path.glob takes hidden files too: not what another process is writing at this moment
     stored = [file for file in dataset.cache_dir.glob("*.pt") if not file.name.startswith(".")]
     others = [file for file in stored if file not in own]
@@ -116,13 +116,13 @@ def clear_cache(cache_dir: str | os.PathLike) -> None:
 
 class FeatureDataset(PersistentDataset, Randomizable):
     """
-    MONAI's ``PersistentDataset`` of encoded variants: what the frozen encoder makes of an image is computed once.
+    MONAI's ``PersistentDataset`` of encoded windows: what the frozen encoder makes of an image is computed once.
 
     ``transform`` starts with deterministic transforms, among them ``DrawVariant`` and ``EncodeFeatures``; what these
-    give is stored, one file for each variant of an item. The random ones after them, such as ``RandFeatureCrop``, run
-    at each access, on a variant drawn at random.
+    give is stored, one file for each window of an item. The random ones after them, such as ``RandFeatureCrop``, run
+    at each access, on a window drawn at random.
 
-    The name of a file is a digest of the bytes of image and label, the item's gaps and span, the number of the variant,
+    The name of a file is a digest of the bytes of image and label, the item's gaps and span, the number of the window,
     the encoder's fingerprint, and the settings and versions of the deterministic transforms
     (:mod:`scripts.data.cache_key`); where the image is resampled also of its pixel size and the wanted one. So a
     changed image, label, setting, encoder or version never meets an old file; it only leaves it unused. The domain, the
@@ -132,8 +132,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
         data: items with ``image`` and, unless ``unlabelled``, ``label`` (paths), ``domain``, and optionally ``mpp``.
         transform: as described.
         cache_dir: folder of the files.
-        variants: number of variants of each item.
-        window_size: greatest side of a variant in pixels, from which the needed space is estimated.
+        windows_per_image: augmented windows of each item.
+        window_size: greatest side of a window in pixels, from which the needed space is estimated.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class FeatureDataset(PersistentDataset, Randomizable):
         data: Sequence[Mapping[str, Any]],
         transform: Compose,
         cache_dir: str | os.PathLike,
-        variants: int = 8,
+        windows_per_image: int = 8,
         window_size: int = 512,
     ) -> None:
-        if variants < 1:
-            raise ValueError(f"variants must be at least 1, got {variants}")
+        if windows_per_image < 1:
+            raise ValueError(f"windows_per_image must be at least 1, got {windows_per_image}")
         PersistentDataset.__init__(self, data, transform.flatten(), cache_dir)
-        self.variants, self.window_size = variants, window_size
+        self.windows_per_image, self.window_size = windows_per_image, window_size
         first_random = self.transform.get_index_of_first(lambda step: isinstance(step, RandomizableTrait))
         stored = self.transform.transforms[:first_random]
         encoders = [step for step in stored if isinstance(step, EncodeFeatures)]
@@ -164,13 +164,13 @@ class FeatureDataset(PersistentDataset, Randomizable):
         self.transform.set_random_state(seed=self.R.randint(2**32, dtype="uint64"))
         return self
 
-    def path(self, index: int, variant: int) -> Path:
-        """The file that holds, or will hold, a variant of an item."""
-        return self._path(self._item(index, variant))
+    def path(self, index: int, window: int) -> Path:
+        """The file that holds, or will hold, a window of an item."""
+        return self._path(self._item(index, window))
 
     def missing(self) -> list[tuple[int, int]]:
-        """(item, variant) of this process' share that is not stored yet, as far as the items' files can be read."""
-        pairs = [(i, v) for i in range(len(self)) for v in range(self.variants)]
+        """(item, window) of this process' share that is not stored yet, as far as the items' files can be read."""
+        pairs = [(i, n) for i in range(len(self)) for n in range(self.windows_per_image)]
         pairs = pairs[idist.get_rank() :: idist.get_world_size()]
         return [pair for pair in pairs if not self.path(*pair).is_file()]
 
@@ -178,7 +178,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         """
         Compute and store what is missing, with a progress bar.
 
-        Images that cannot be used do not stop the others; they are told at the end.
+        Images that cannot be used do not stop the others; they are named at the end.
 
         Raises:
             DataError: before anything is computed, when the disk is too small; at the end, naming what failed.
@@ -194,15 +194,15 @@ class FeatureDataset(PersistentDataset, Randomizable):
             raise DataError(
                 self.cache_dir,
                 f"{len(missing)} encoded windows take {size}, but {free / 1e9:.2f} GB are free",
-                "Set cache_dir to a larger disk, lower cache_variants, or train with --cache off.",
+                "Set cache_dir to a larger disk, lower cache_windows, or train with --cache off.",
             )
         print(f"encoding {len(missing)} windows, {size}, into {self.cache_dir}", file=sys.stderr)
         failed: dict[int, DataError] = {}
-        for index, variant in tqdm(missing, desc="caching features", unit="window", mininterval=1.0):
+        for index, window in tqdm(missing, desc="caching features", unit="window", mininterval=1.0):
             if index in failed:
                 continue
             try:
-                self._cachecheck(self._item(index, variant))
+                self._cachecheck(self._item(index, window))
             except Exception as error:
                 cause = root_cause(error)
                 if not isinstance(cause, DataError):
@@ -220,21 +220,21 @@ class FeatureDataset(PersistentDataset, Randomizable):
         return windows * int(self.window_size**2 * per_pixel + 16_384)
 
     def _transform(self, index: int) -> dict:
-        item = self._item(index, int(self.R.randint(self.variants)))
+        item = self._item(index, int(self.R.randint(self.windows_per_image)))
         crop = self._post_transform({**self._cachecheck(item), "domain": item.get("domain", 0)})
         crop["image"] = MetaTensor(crop["image"], meta={"filename_or_obj": str(item["image"])})
         return crop
 
-    def _item(self, index: int, variant: int) -> dict:
+    def _item(self, index: int, window: int) -> dict:
         item = self.data[index]
         if index not in self._contents:
             files = [item[key] for key in ("image", "label") if key in item]
             self._contents[index] = content_of(*files), self._recipe.of(item)
         content, recipe = self._contents[index]
-        return {**item, "content": content, "recipe": recipe, "variant": variant}
+        return {**item, "content": content, "recipe": recipe, "window": window}
 
     def _path(self, item: Mapping[str, Any]) -> Path:
-        parts = [item["content"], item["variant"], item.get("gaps"), item.get("span"), item["recipe"]]
+        parts = [item["content"], item["window"], item.get("gaps"), item.get("span"), item["recipe"]]
         text = " ".join(map(str, parts))
         return self.cache_dir / f"{hashlib.sha256(text.encode()).hexdigest()}.pt"
 

@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 from scripts.data.decoding import IMAGE_SUFFIXES, Stored, decode, file_suffix
 from scripts.data.pixel_size import same_mpp, stated_mpp
-from scripts.data.told_once import warn_once
+from scripts.data.warn_once import warn_once
 from scripts.errors import DataError
 from skimage.segmentation import relabel_sequential
 

@@ -7,25 +7,25 @@ import numpy as np
 from monai.data.utils import set_rnd
 from torch.utils.data import Dataset, Sampler
 
-__all__ = ["DomainBalancedSampler", "Draw", "SeededDataset"]
+__all__ = ["DomainBalancedSampler", "SeededDataset", "SeededIndex"]
 
 
-class Draw(int):
+class SeededIndex(int):
     """An item's index that carries the ``seed`` of the random transforms of this one draw."""
 
     seed: int
 
-    def __new__(cls, index: int, seed: int) -> Draw:
-        draw = super().__new__(cls, index)
-        draw.seed = seed
-        return draw
+    def __new__(cls, index: int, seed: int) -> SeededIndex:
+        seeded = super().__new__(cls, index)
+        seeded.seed = seed
+        return seeded
 
     def __getnewargs__(self) -> tuple[int, int]:
         return int(self), self.seed  # indices go to the processes of a data loader
 
 
 class SeededDataset(Dataset):
-    """A MONAI data set whose random transforms follow the seed of each :class:`Draw`, whichever process makes it."""
+    """A MONAI data set whose random transforms follow the seed of each :class:`SeededIndex`, in any process."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -33,9 +33,9 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> Any:
-        set_rnd(self.dataset, draw.seed)
-        return self.dataset[int(draw)]
+    def __getitem__(self, index: SeededIndex) -> Any:
+        set_rnd(self.dataset, index.seed)
+        return self.dataset[int(index)]
 
 
 class DomainBalancedSampler(Sampler[list[int]]):
@@ -118,7 +118,7 @@ class DomainBalancedSampler(Sampler[list[int]]):
                 turn, which = divmod(place, len(self._auxiliaries))
                 batch.append(self._draw(self._auxiliaries[which], turn, orders))
             seeds = np.random.SeedSequence([self.seed, step]).generate_state(self.batch_size)
-            draws = [Draw(item, int(seed)) for item, seed in zip(batch, seeds)]
+            draws = [SeededIndex(item, int(seed)) for item, seed in zip(batch, seeds)]
             yield draws[self.rank :: self.world_size]
 
     def _draw(self, domain: int, position: int, orders: dict[int, tuple[int, np.ndarray]]) -> int:

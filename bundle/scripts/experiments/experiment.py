@@ -14,9 +14,9 @@ import torch
 from mlflow.entities import Run
 from scripts.data.domains import SPLITS, check_domains, domain_names
 from scripts.errors import DataError
-from scripts.experiments.child_progress import ChildProgress
-from scripts.experiments.plan import LEFT_OUT, Child
+from scripts.experiments.plan import LEFT_OUT, PlannedRun
 from scripts.experiments.results import RESULT
+from scripts.experiments.run_progress import RunProgress
 from scripts.experiments.verbs import BundleVerb, VerbFailed
 from scripts.files import read_json, unused_path, write_json
 from scripts.tracking.experiments import ExperimentStore
@@ -31,7 +31,7 @@ _STATE, _CHECKPOINT = "state.json", "checkpoint.pt"
 
 class Experiment:
     """
-    Trains and evaluates children, each filed as one child run in MLflow.
+    Trains and evaluates planned runs, each filed in MLflow as a child run of the experiment's.
 
     A child run carries the parameters, curves and artefacts of its training, and the metrics and ``metrics.csv`` of
     its evaluation. Run again, the experiment skips what is finished, goes on with what was interrupted (from its
@@ -55,7 +55,7 @@ class Experiment:
     def __init__(
         self,
         store: ExperimentStore,
-        children: Sequence[Child],
+        children: Sequence[PlannedRun],
         training: BundleVerb,
         evaluating: BundleVerb,
         split: str,
@@ -64,7 +64,7 @@ class Experiment:
         jobs: int = 1,
     ) -> None:
         if jobs < 1:
-            raise DataError("jobs", f"{jobs} children cannot run at once", "Use 1 or more")
+            raise DataError("jobs", f"{jobs} runs cannot go on at once", "Use 1 or more")
         if split not in SPLITS:
             raise DataError("split", f"there is no '{split}'", f"Use one of {', '.join(SPLITS)}")
         self.store, self.children = store, list(children)
@@ -87,9 +87,9 @@ class Experiment:
         try:
             todo = self._todo(self.store.children(parent))
             done = len(self.children) - len(todo)
-            print(f"{len(self.children)} children of '{self.store.name}' on {self.split}: {done} finished before")
+            print(f"{len(self.children)} runs of '{self.store.name}' on {self.split}: {done} finished before")
             # the bar's time to go counts only what is run now
-            bar = tqdm(total=len(self.children), initial=done, desc="experiment", unit="child", smoothing=0)
+            bar = tqdm(total=len(self.children), initial=done, desc="experiment", unit="run", smoothing=0)
             with bar, _ended_by_sigterm():
                 failed = self._run_children(todo, parent, bar)
             status = "FAILED" if failed else "FINISHED"
@@ -101,11 +101,11 @@ class Experiment:
             print(how_to_look(self.store.tracking_uri))
         if failed:
             raise SystemExit(
-                f"{len(failed)} of {len(self.children)} children failed: {', '.join(failed)}. The reasons are above, "
+                f"{len(failed)} of {len(self.children)} runs failed: {', '.join(failed)}. The reasons are above, "
                 f"in MLflow's tag 'failure' and in the logs in {self.output_dir}; run this again to try them again"
             )
 
-    def _todo(self, recorded: Sequence[Run]) -> list[tuple[Child, Run | None]]:
+    def _todo(self, recorded: Sequence[Run]) -> list[tuple[PlannedRun, Run | None]]:
         """The children that are not finished, each with its unfinished run to go on with, if there is one."""
         kinds = {run.data.tags.get(LEFT_OUT) is None for run in recorded}
         if kinds - {child.left_out is None for child in self.children}:
@@ -132,27 +132,27 @@ class Experiment:
                 todo.append((child, same[0] if same else None))
         return todo
 
-    def _settings(self, child: Child) -> dict[str, dict]:
+    def _settings(self, child: PlannedRun) -> dict[str, dict]:
         """What the child is made of by verb; recorded with its run, so that it is known again."""
         return {
             "training": self.training.identity(self._training_settings(child), child.config),
             "evaluating": self.evaluating.identity(self._evaluating_settings(child), None),
         }
 
-    def _training_settings(self, child: Child) -> dict:
+    def _training_settings(self, child: PlannedRun) -> dict:
         training, _ = child.domains(self.domains)
         own = {"mode": child.mode, "seed": child.seed, "limit_groups": child.limit_groups}
         return {**child.training, **own, **_named(training)}
 
-    def _evaluating_settings(self, child: Child) -> dict:
+    def _evaluating_settings(self, child: PlannedRun) -> dict:
         _, evaluated = child.domains(self.domains)
         return {**child.evaluating, "split": self.split, **_named(evaluated)}
 
-    def _run_children(self, todo: Sequence[tuple[Child, Run | None]], parent: Run, bar: tqdm) -> list[str]:
+    def _run_children(self, todo: Sequence[tuple[PlannedRun, Run | None]], parent: Run, bar: tqdm) -> list[str]:
         """Run them, ``jobs`` at a time; the names of those that failed."""
         failed = []
         with ThreadPoolExecutor(self.jobs) as workers:
-            progress = ChildProgress(bar, len(self.children))
+            progress = RunProgress(bar, len(self.children))
             names = {workers.submit(self._run_child, child, run, parent, progress): child.name for child, run in todo}
             try:
                 for future in as_completed(names):
@@ -166,7 +166,7 @@ class Experiment:
                 raise
         return failed
 
-    def _run_child(self, child: Child, run: Run | None, parent: Run, progress: ChildProgress) -> bool:
+    def _run_child(self, child: PlannedRun, run: Run | None, parent: Run, progress: RunProgress) -> bool:
         """Train and evaluate a child; False when it failed."""
         started = time.monotonic()
         number = self.children.index(child) + 1
@@ -197,11 +197,11 @@ class Experiment:
         minutes = (time.monotonic() - started) / 60
         shown = evaluated[0]["name"]
         dice = self.store.metrics(run).get(f"{shown}/dice")
-        told = f"{shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
-        tqdm.write(f"{child.name}: {told}  ({minutes:.1f} min)")
+        outcome = f"{shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
+        tqdm.write(f"{child.name}: {outcome}  ({minutes:.1f} min)")
         return failure is None
 
-    def _train(self, child: Child, folder: Path, run: Run, identity: dict, tell: Callable[[str], None]) -> None:
+    def _train(self, child: PlannedRun, folder: Path, run: Run, identity: dict, tell: Callable[[str], None]) -> None:
         """Train, go on training, or do nothing where this child's folder holds the trained model already."""
         state_file, checkpoint = folder / _STATE, folder / _CHECKPOINT
         state = read_json(state_file) if state_file.is_file() else {}
@@ -238,7 +238,7 @@ class Experiment:
             raise VerbFailed(f"{error} (it went on from {checkpoint}: without that file it is begun anew)") from error
         write_json(state_file, {**state, "trained": True})
 
-    def _evaluate(self, child: Child, folder: Path, run: Run, tell: Callable[[str], None]) -> None:
+    def _evaluate(self, child: PlannedRun, folder: Path, run: Run, tell: Callable[[str], None]) -> None:
         settings = {
             **self._evaluating_settings(child),
             "domains": child.domains(self.domains)[1],
@@ -272,15 +272,15 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _difference(earlier: dict, now: dict) -> str:
     """What differs between two settings, e.g. ``training max_epochs: 8, now 16``."""
-    told = []
+    found = []
     for verb in now:
         before, after = earlier.get(verb, {}), now[verb]
-        told += [
+        found += [
             f"{verb} {key}: {before.get(key)!r}, now {after.get(key)!r}"
             for key in sorted({*before, *after})
             if before.get(key) != after.get(key)
         ]
-    return "; ".join(told)
+    return "; ".join(found)
 
 
 def _lay_aside(checkpoint: Path, why: str) -> None:

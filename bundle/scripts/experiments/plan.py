@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts.errors import DataError
 
-__all__ = ["ALL_GROUPS", "LEFT_OUT", "Child", "plan_children"]
+__all__ = ["ALL_GROUPS", "LEFT_OUT", "PlannedRun", "plan_runs"]
 
 # how "no limit" is written in tags, names and tables
 ALL_GROUPS = "all"
@@ -18,7 +18,7 @@ _VARIANT_KEYS = {"name", "mode", "config", "training", "evaluating"}
 
 
 @dataclass(frozen=True)
-class Child:
+class PlannedRun:
     """
     One training and its evaluation.
 
@@ -69,20 +69,20 @@ class Child:
         return [{**domain, "role": role} for domain, role in zip(others, roles)], alone
 
 
-def plan_children(
+def plan_runs(
     variants: Sequence[Mapping[str, Any]],
     seeds: int | str | Iterable,
     limit_groups: int | str | Iterable | None = None,
     only: str | Iterable[str] | None = None,
     leave_out: str | Iterable[str] | None = None,
     domains: Sequence[str] = (),
-) -> list[Child]:
+) -> list[PlannedRun]:
     """
     Every chosen variant with every domain to leave out, every number of groups and every seed; the seeds outermost, so
     that what is there after an interruption can be compared.
 
     Args:
-        variants: ``{"name", "mode"}``, optionally with ``config``, ``training`` and ``evaluating`` (see ``Child``).
+        variants: ``{"name", "mode"}``, and perhaps ``config``, ``training``, ``evaluating`` (see ``PlannedRun``).
         seeds: whole numbers, as a list, a comma-separated string or a single one.
         limit_groups: the same, where None or "all" is no limit.
         only: names of the variants to run; None or "all" runs all.
@@ -111,7 +111,7 @@ def plan_children(
         if name not in by_name:
             raise DataError("only", f"there is no variant '{name}'", f"There are {', '.join(by_name)}")
     return [
-        Child(
+        PlannedRun(
             variant=name,
             mode=str(by_name[name]["mode"]),
             seed=seed,

@@ -132,7 +132,7 @@ def read_results(store: ExperimentStore, parent: Run, split: str) -> tuple[Resul
         the results, in the order in which they were started, and of each child without any its name and why.
 
     Raises:
-        DataError: when no child is finished, or their images differ.
+        DataError: when no run is finished, or their images differ.
     """
     children = [run for run in store.children(parent) if run.data.tags.get("split") == split]
     finished: dict[str, Run] = {}
@@ -146,7 +146,7 @@ def read_results(store: ExperimentStore, parent: Run, split: str) -> tuple[Resul
     if not finished:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "none was started"
         raise DataError(
-            parent.info.run_name, f"no child is finished on {split} ({why})", "Run 'experimenting', or choose --split"
+            parent.info.run_name, f"no run is finished on {split} ({why})", "Run 'experimenting', or choose --split"
         )
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one for each small file
     runs = sorted(finished.values(), key=lambda run: run.info.start_time)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.experiments.child_progress import last_line
+from scripts.experiments.run_progress import last_line
 from scripts.files import sha256_of, write_json
 
 __all__ = ["BundleVerb", "VerbFailed"]
@@ -65,7 +65,7 @@ class BundleVerb:
             settings: keys of this run.
             config: config file between the verb's own and the settings.
             threads: of the process on the CPU; None leaves that to PyTorch.
-            progress: is told, again and again, the last line that the verb has printed.
+            progress: gets, again and again, the last line that the verb has printed.
 
         Raises:
             VerbFailed: with the reason, when the process fails.
@@ -119,10 +119,10 @@ def _ended(process: subprocess.Popen) -> int | None:
 
 
 def _reason(printed: str, code: int) -> str:
-    """The last error told, see ``setup_run``, else the last line; and the signal, where one ended the process."""
+    """The last error printed, see ``setup_run``, else the last line; and the signal, where one ended the process."""
     if code < 0:
         return f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-    _, told, error = printed.rpartition("\nError: ")
+    _, failed, error = printed.rpartition("\nError: ")
     lines = printed.strip().splitlines()
-    reason = error.strip() if told else (lines[-1] if lines else "")
+    reason = error.strip() if failed else (lines[-1] if lines else "")
     return (reason or f"exit code {code}")[:_REASON_LENGTH]

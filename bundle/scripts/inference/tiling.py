@@ -14,7 +14,7 @@ __all__ = ["TileInferer"]
 
 class TileInferer(SlidingWindowInferer):
     """
-    Sliding windows over images of any size, without black borders and without work on padding.
+    Tiles that slide over images of any size, without black borders and without work on padding.
 
     Where an image is smaller than a tile, the tile shrinks to the image's size rounded up to ``size_multiple``. What
     then is still missing is filled by mirroring the image. The output has exactly the size of the input.
@@ -64,12 +64,12 @@ class TileInferer(SlidingWindowInferer):
             (B, K, H, W), a MetaTensor with the input's meta data if the input is one.
         """
         sizes = tuple(inputs.shape[2:])
-        windows = copy.copy(self)  # this object may serve several threads: its own roi_size stays
-        windows.roi_size = tuple(
+        tiles = copy.copy(self)  # this object may serve several threads: its own roi_size stays
+        tiles.roi_size = tuple(
             min(tile, -(-size // self.size_multiple) * self.size_multiple) for tile, size in zip(self.roi_size, sizes)
         )
         starts = []
-        for dim, (size, tile) in enumerate(zip(sizes, windows.roi_size), start=2):
+        for dim, (size, tile) in enumerate(zip(sizes, tiles.roi_size), start=2):
             missing = max(tile - size, 0)
             starts.append(missing // 2)
             if missing:
@@ -77,5 +77,5 @@ class TileInferer(SlidingWindowInferer):
                 mirrored = np.pad(np.arange(size), (missing // 2, missing - missing // 2), mode="reflect")
                 inputs = inputs.index_select(dim, torch.as_tensor(mirrored, device=inputs.device))
         forward = flip_network(network, self.flips)
-        outputs = SlidingWindowInferer.__call__(windows, inputs, forward, *args, **kwargs)
+        outputs = SlidingWindowInferer.__call__(tiles, inputs, forward, *args, **kwargs)
         return outputs[:, :, starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]

@@ -23,7 +23,7 @@ SIZES = {
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    # normalises each sample alone: no domain's statistics leak into another's, and a sample whose adversarial
+    # normalises each sample alone: no domain's means and variances leak into another's, and a sample whose adversarial
     # gradient is zero stays at exactly zero (BatchNorm would mix the samples of a batch)
     return nn.GroupNorm(math.gcd(8, channels), channels)
 

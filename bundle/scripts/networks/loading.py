@@ -175,8 +175,8 @@ def _fill(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLik
         network.load_state_dict(content["model"], strict=True)
     except RuntimeError as e:
         theirs, ours = model_info(path).decoder, describe_decoder(network.decoder)
-        told = ", ".join(f"{key} {value}" for key, value in theirs.items())
+        settings = ", ".join(f"{key} {value}" for key, value in theirs.items())
         hint = f"Build the same decoder, e.g. by --decoder_size {theirs['size']}" if "size" in theirs else "Build that"
         if theirs == ours:  # the sizes agree, so the file is not what it says
             raise DataError(path, f"its tensors do not fit its own description ({e})", "Train it anew") from e
-        raise DataError(path, f"its decoder is another than the config's: {told}", hint) from e
+        raise DataError(path, f"its decoder is another than the config's: {settings}", hint) from e

@@ -130,8 +130,8 @@ def describe_decoder(decoder: nn.Module) -> dict[str, Any]:
 
 def taught(content: Mapping[str, Any]) -> str:
     """``targets`` of a model file; one that does not say was taught the distance, or in one channel the foreground."""
-    told = {**content.get("provenance", {}).get("network", {}), **content.get("decoder", {})}
-    return content.get("targets") or ("foreground" if told.get("out_channels") == 1 else "distance")
+    stated = {**content.get("provenance", {}).get("network", {}), **content.get("decoder", {})}
+    return content.get("targets") or ("foreground" if stated.get("out_channels") == 1 else "distance")
 
 
 def _recognised(path: str | os.PathLike, content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -141,7 +141,7 @@ def _recognised(path: str | os.PathLike, content: Mapping[str, Any]) -> tuple[di
         for name, value in content["model"].items()
         if name.startswith("decoder.")
     }
-    told = content.get("provenance", {}).get("network", {})
+    stated = content.get("provenance", {}).get("network", {})
     kinds = [("hr", {"size": size}) for size in SIZES] + [("unet", {}), ("sam", {})]
     with torch.device("meta"):
         encoder = build_encoder(content["backbone"])
@@ -155,7 +155,7 @@ def _recognised(path: str | os.PathLike, content: Mapping[str, Any]) -> tuple[di
             described = describe_decoder(decoder)
             if kind != "hr":
                 return described, []
-            stride = told.get("aligned_stride")
+            stride = stated.get("aligned_stride")
             return {**described, "aligned_stride": stride or 16}, [] if stride else ["aligned_stride"]
     raise DataError(path, "its decoder is none that this version knows", "Use the version that trained it")
 

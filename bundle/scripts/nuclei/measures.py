@@ -101,14 +101,14 @@ def describe_nuclei(
     means = nucleus_means(instances, probability, spread)
 
     nuclei = []
-    for index, window in enumerate(boxes, start=1):
-        if window is None:
+    for index, box in enumerate(boxes, start=1):
+        if box is None:
             continue
-        mask = instances[window] == index
-        top, left = (side.start for side in window)
+        mask = instances[box] == index
+        top, left = (side.start for side in box)
         nuclei.append(
             Nucleus(
-                box=(top, left, window[0].stop, window[1].stop),
+                box=(top, left, box[0].stop, box[1].stop),
                 mask=mask,
                 polygon=outline(mask) + (left, top),
                 x=float(x[index] + 0.5),

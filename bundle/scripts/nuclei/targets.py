@@ -102,18 +102,18 @@ def normalised_distance(label: np.ndarray) -> np.ndarray:
         if box is None:
             continue
         # one pixel of margin shows the surroundings, except at the image border
-        window = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-        nucleus = label[window] == index
+        around = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        nucleus = label[around] == index
         if nucleus.all():  # nothing but this nucleus in the whole image: there is no border to measure from
             return nucleus.astype(np.float32)
         distance = ndimage.distance_transform_edt(nucleus)
-        result[window] += (distance / distance.max()).astype(np.float32)
+        result[around] += (distance / distance.max()).astype(np.float32)
     return result
 
 
 def _contact(label: np.ndarray) -> np.ndarray:
-    """1 where a window of 5 x 5 pixels holds two nuclei or more."""
-    # the lowest id of a window, background aside: the highest of ids counted from above
+    """1 where a square of 5 x 5 pixels holds two nuclei or more."""
+    # the lowest id of a square, background aside: the highest of ids counted from above
     top = int(label.max(initial=0)) + 1
     size = 2 * CONTACT + 1
     highest = ndimage.maximum_filter(label, size)

@@ -20,7 +20,7 @@ from scripts.out_of_domain.reference import DomainReference, window_features
 from torch import nn
 from tqdm import tqdm
 
-__all__ = ["DomainStatistics", "domain_images", "few_of_each_domain"]
+__all__ = ["DescribeDomains", "domain_images", "few_of_each_domain"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def domain_images(items: Sequence[dict[str, Any]], count: int, target_mpp: float
     return Dataset(few_of_each_domain(items, count), Compose([LoadNucleid(), ToTargetMppd(target_mpp)]))
 
 
-class DomainStatistics:
+class DescribeDomains:
     """
     Writes into a model file where its training images lie in the space of the frozen encoder's features, and how large
     their nuclei are.

@@ -22,8 +22,8 @@ class DomainDistance:
     each item of the output. Elsewhere, call :meth:`take` after the network has run.
 
     Args:
-        network: an ``AMASAM``; of another network nothing is told.
-        path: its model file. One without statistics of its training domains gives a warning, and no scores.
+        network: an ``AMASAM``; of another network there are no scores.
+        path: its model file. One that does not describe its training domains gives a warning, and no scores.
         flips: as of ``TileInferer``: only what was seen unflipped counts.
     """
 

@@ -32,7 +32,7 @@ def write_contact_sheet(folder: Path, entries: Sequence[dict], path: Path, tiles
     pictures = []
     for entry in chosen:
         image, label = read_image(folder / entry["image"]), read_label(folder / entry["label"])
-        window = tuple(slice(max((size - SIDE) // 2, 0), max((size - SIDE) // 2, 0) + SIDE) for size in label.shape)
-        pictures.append(overlay(image[window].transpose(2, 0, 1), label[window], title=entry["title"]))
+        middle = tuple(slice(max((size - SIDE) // 2, 0), max((size - SIDE) // 2, 0) + SIDE) for size in label.shape)
+        pictures.append(overlay(image[middle].transpose(2, 0, 1), label[middle], title=entry["title"]))
     with atomic_path(path) as partial:
         Image.fromarray(contact_sheet(pictures, COLUMNS, GAP)).save(partial)

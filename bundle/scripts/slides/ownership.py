@@ -46,14 +46,14 @@ class Ownership:
     """
     Gives every nucleus to exactly one of the overlapping tiles that see it.
 
-    It belongs to the tile whose core holds its centre. A network answers a little differently for each window, so
+    It belongs to the tile whose core holds its centre. A network answers a little differently for each tile, so
     near the border of two cores both tiles, or neither, may find the centre on their side. The later tile mends that:
     it leaves what an earlier one has given out already, and takes what an earlier one should have owned and has not.
     Tiles must come in the order of the list; memory holds the nuclei at the borders of two rows.
 
     Args:
         tiles: all tiles that will come.
-        margin: by how much a window is larger than its core on each side.
+        margin: by how much a tile is larger than its core on each side.
     """
 
     def __init__(self, tiles: Sequence[Tile], margin: int) -> None:
@@ -62,8 +62,8 @@ class Ownership:
         self._given: dict[tuple[int, int], list[_Claim]] = {}
 
     def choose(self, tile: Tile, nuclei: Sequence[Nucleus]) -> list[Nucleus]:
-        """The nuclei, found in the tile's window, that it gives out."""
-        left, top, _ = tile.window
+        """The nuclei, found in the tile, that it gives out."""
+        left, top, _ = tile.square
         inner = (tile.core[0] + self._margin, tile.core[1] + self._margin)
         inner += (tile.core[2] - self._margin, tile.core[3] - self._margin)
         seen = [claim for place in self._earlier(tile) for claim in self._given.get(place, [])]

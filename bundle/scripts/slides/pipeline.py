@@ -18,18 +18,18 @@ from scripts.out_of_domain.scoring import DomainDistance
 from scripts.slides.reading import Slide
 from scripts.slides.tiles import Tile
 
-__all__ = ["SlideWindow", "TilePipeline", "ordered_map"]
+__all__ = ["ReadTile", "TilePipeline", "ordered_map"]
 
-READERS = 2  # threads that read windows: codecs and resampling leave Python's lock
-READ_AHEAD = 3  # windows beyond the batch in work
-DESCRIBE_AHEAD = 2  # windows, for each worker, that wait for post-processing
+READERS = 2  # threads that read tiles: codecs and resampling leave Python's lock
+READ_AHEAD = 3  # tiles beyond the batch in work
+DESCRIBE_AHEAD = 2  # tiles, for each worker, that wait for post-processing
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class SlideWindow:
+class ReadTile:
     """
     What was read of a tile, and how far it lies from the training domains.
 
@@ -48,15 +48,15 @@ class SlideWindow:
 
 class TilePipeline:
     """
-    Finds the nuclei in windows of a slide: reading and post-processing go on beside the network.
+    Finds the nuclei in tiles of a slide: reading and post-processing go on beside the network.
 
     Args:
         network: takes (B, 3, H, W) RGB in [0, 255] to logits (B, C, H, W), foreground first.
-        inferer: ``inferer(windows, network)``, such as ``TileInferer``.
+        inferer: ``inferer(tiles, network)``, such as ``TileInferer``.
         postprocessing: turns ``{"pred": logits (C, H, W), "mpp": float}`` into an item with ``instances`` (1, H, W).
         device: of the network.
         amp: mixed precision.
-        batch_size: windows per forward pass.
+        batch_size: tiles per forward pass.
         workers: processes for post-processing; 0 is a thread, enough beside a network on the CPU.
         domain_distance: listens to the network; None leaves distances out.
     """
@@ -80,16 +80,16 @@ class TilePipeline:
 
     def __call__(
         self, slide: Slide, scale: float, mpp: float, tiles: Sequence[Tile]
-    ) -> Iterator[tuple[SlideWindow, list[Nucleus]]]:
+    ) -> Iterator[tuple[ReadTile, list[Nucleus]]]:
         """
         Args:
             slide: what to read from.
             scale: level-0 pixels for each pixel of the network.
             mpp: micrometres per pixel of the network.
-            tiles: windows, in the order of the results.
+            tiles: in the order of the results.
 
         Yields:
-            each window, and the nuclei in it, in its pixels.
+            each tile, and the nuclei in it, in its pixels.
         """
         self.network_seconds = 0.0
         if self.workers:
@@ -98,32 +98,30 @@ class TilePipeline:
         else:
             describers = ThreadPoolExecutor(1, "describing")
         with ThreadPoolExecutor(READERS, "reading") as readers, describers:
-            windows = ordered_map(readers, partial(_read, slide, scale), tiles, READ_AHEAD + self.batch_size)
-            kept: deque[SlideWindow] = deque()
+            read = ordered_map(readers, partial(_read, slide, scale), tiles, READ_AHEAD + self.batch_size)
+            kept: deque[ReadTile] = deque()
             described = ordered_map(
                 describers,
                 partial(_describe, self.postprocessing, mpp),
-                self._predict(windows, kept),
+                self._predict(read, kept),
                 DESCRIBE_AHEAD * max(self.workers, 1),
             )
             for nuclei in described:
                 yield kept.popleft(), nuclei
 
-    def _predict(
-        self, windows: Iterable[SlideWindow], kept: deque[SlideWindow]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pixels and logits (C, H, W) of each window; ``kept`` remembers the windows in order."""
-        for batch in _in_batches(windows, self.batch_size):
+    def _predict(self, read: Iterable[ReadTile], kept: deque[ReadTile]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pixels and logits (C, H, W) of each tile; ``kept`` remembers the tiles in order."""
+        for batch in _in_batches(read, self.batch_size):
             start = time.perf_counter()
-            pixels = torch.from_numpy(np.stack([window.pixels for window in batch])).to(self.device)
+            pixels = torch.from_numpy(np.stack([tile.pixels for tile in batch])).to(self.device)
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
                 logits = self.inferer(pixels.float(), self.network)
             logits = torch.as_tensor(logits).float().cpu().numpy()
             self.network_seconds += time.perf_counter() - start
             distances = None if self.domain_distance is None else self.domain_distance.take()
-            for index, (window, values) in enumerate(zip(batch, logits)):
-                kept.append(window if distances is None else replace(window, distances=distances[index]))
-                yield window.pixels, values
+            for index, (tile, values) in enumerate(zip(batch, logits)):
+                kept.append(tile if distances is None else replace(tile, distances=distances[index]))
+                yield tile.pixels, values
 
 
 def ordered_map(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
@@ -160,16 +158,16 @@ def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _read(slide: Slide, scale: float, tile: Tile) -> SlideWindow:
-    left, top, side = tile.window
+def _read(slide: Slide, scale: float, tile: Tile) -> ReadTile:
+    left, top, side = tile.square
     pixels, unread = slide.read(left, top, side, side, scale)
-    return SlideWindow(tile, np.ascontiguousarray(pixels.transpose(2, 0, 1)), unread)
+    return ReadTile(tile, np.ascontiguousarray(pixels.transpose(2, 0, 1)), unread)
 
 
 def _describe(
-    postprocessing: Callable[[dict], dict], mpp: float, window: tuple[np.ndarray, np.ndarray]
+    postprocessing: Callable[[dict], dict], mpp: float, predicted: tuple[np.ndarray, np.ndarray]
 ) -> list[Nucleus]:
-    pixels, logits = window
+    pixels, logits = predicted
     item = postprocessing({"pred": torch.from_numpy(logits), "mpp": mpp})
     spread = np.asarray(item["spread"])[0] if "spread" in item else None
     return describe_nuclei(np.asarray(item["instances"])[0], expit(logits[0]), pixels, spread)

@@ -14,14 +14,14 @@ import tifffile
 from PIL import Image
 from scripts.data.pixel_size import number, square_mpp, tiff_mpp
 from scripts.data.tiff_files import main_picture
-from scripts.data.told_once import warn_once
+from scripts.data.warn_once import warn_once
 from scripts.errors import DataError
 
 __all__ = ["Slide", "dicom_series", "open_slide"]
 
 logger = logging.getLogger(__name__)
 
-MAX_SEGMENT = 2**24  # pixels; a larger strip or tile would have to be decoded whole for every window
+MAX_SEGMENT = 2**24  # pixels; a larger strip or tile would have to be decoded whole for every region
 READ_SIDE = 2048  # pixels of a level that a thumbnail reads at once
 MAX_SLIDE = 2**38  # pixels; scanners' largest have some 2**35
 SMALLEST_BAD = 64  # pixels of a level to which a damaged area is narrowed down
@@ -29,7 +29,7 @@ SMALLEST_BAD = 64  # pixels of a level to which a damaged area is narrowed down
 
 class Slide(ABC):
     """
-    A pyramidal image of which windows are read at any scale, without ever holding more than the window.
+    A pyramidal image of which regions are read at any scale, without ever holding more than the region.
 
     Threads may read at the same time.
 
@@ -55,9 +55,9 @@ class Slide(ABC):
         self, left: int, top: int, width: int, height: int, scale: float
     ) -> tuple[np.ndarray, list[tuple[list[int], str]]]:
         """
-        A window at any scale, from the coarsest level that is fine enough, resampled bilinearly with anti-aliasing.
+        A region at any scale, from the coarsest level that is fine enough, resampled bilinearly with anti-aliasing.
 
-        Windows of one scale lie on one grid: where two overlap, they show the same pixels.
+        Regions of one scale lie on one grid: where two overlap, they show the same pixels.
 
         Args:
             left, top, width, height: in output pixels; what lies outside of the slide is white.
@@ -71,7 +71,7 @@ class Slide(ABC):
         ratio = scale / self.downsamples[level]
         whole = abs(ratio - 1) < 1e-9
         box = np.array([left, top, left + width, top + height]) * (1.0 if whole else ratio)
-        reach = 0 if whole else math.ceil(max(ratio, 1)) + 1  # the filter looks beyond the window
+        reach = 0 if whole else math.ceil(max(ratio, 1)) + 1  # the filter looks beyond the region
         start, stop = np.floor(box[:2]).astype(int) - reach, np.ceil(box[2:]).astype(int) + reach
         pixels = np.full((*(stop - start)[::-1], 3), 255, np.uint8)
         (x0, y0), (x1, y1) = np.maximum(start, 0), np.minimum(stop, self.sizes[level])
@@ -96,8 +96,8 @@ class Slide(ABC):
         bad = []
         for y in range(y0, y1, side):
             for x in range(x0, x1, side):
-                window = min(side, x1 - x), min(side, y1 - y)
-                part, unread = self.read(x, y, *window, scale)
+                size = min(side, x1 - x), min(side, y1 - y)
+                part, unread = self.read(x, y, *size, scale)
                 result[y - y0 : y - y0 + side, x - x0 : x - x0 + side] = part
                 bad += unread
         return result, bad

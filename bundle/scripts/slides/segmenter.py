@@ -16,7 +16,7 @@ from scripts.nuclei.measures import Nucleus
 from scripts.slides.heat_map import write_overview
 from scripts.slides.journal import Journal
 from scripts.slides.ownership import Ownership
-from scripts.slides.pipeline import SlideWindow, TilePipeline
+from scripts.slides.pipeline import ReadTile, TilePipeline
 from scripts.slides.reading import Slide, open_slide
 from scripts.slides.result_folder import ResultFolder, file_stamp
 from scripts.slides.tile_overlays import write_tile_overlays
@@ -43,14 +43,14 @@ class SlideSegmenter:
     - ``summary.json``: counts, sizes, settings; ``unread.csv``, if any: areas that could not be read.
 
     Args:
-        pipeline: finds the nuclei in windows.
+        pipeline: finds the nuclei in tiles.
         settings: plain values on which nuclei depend besides the arguments here, such as the weights' checksum: a
             journal with others is not continued.
         mpp: micrometres per level-0 pixel; None takes what the slide says.
         target_mpp: what the network was trained at; slides are resampled to it.
         region: ``x,y,width,height`` in level-0 pixels, or None for all of the slide.
-        tile_size: side of a window in pixels at ``target_mpp``.
-        margin_um: micrometres around a tile's core that its window shows besides; more than a nucleus.
+        tile_size: side of a tile in pixels at ``target_mpp``.
+        margin_um: micrometres around a tile's core that the tile shows besides; more than a nucleus.
         size_multiple: the network takes sides that are multiples of this.
         tissue_threshold: see ``TissueMap``; 0 segments glass as well.
         class_name: QuPath's class of the nuclei.
@@ -195,16 +195,16 @@ class SlideSegmenter:
         done = totals["tiles_of_earlier_runs"]
         found = self.pipeline(slide, form.scale, form.mpp, tiles[done:])
         with tqdm(total=len(tiles), initial=done, desc=slide.path.name, unit="tile", smoothing=0.05) as bar:
-            for window, nuclei in found:
-                tile = window.tile
-                local = form.at(tile.window[:2])
+            for read, nuclei in found:
+                tile = read.tile
+                local = form.at(tile.square[:2])
                 mine = owners.choose(tile, [n for n in nuclei if _within(local.centroid(n), region)])
                 record = {
                     "nuclei": len(mine),
                     "cut": sum(_is_cut(nucleus, tile, slide, form.scale) for nucleus in mine),
-                    "unread": _bounds(window),
+                    "unread": _bounds(read),
                     "border": owners.record(tile),
-                    "domain": tile_domain(window, tissue, form.scale, self.pipeline.domain_distance),
+                    "domain": tile_domain(read, tissue, form.scale, self.pipeline.domain_distance),
                 }
                 numbered = list(enumerate(mine, start=totals["nuclei"] + 1))
                 features = ",\n".join(local.feature(nucleus, number) for number, nucleus in numbered)
@@ -242,8 +242,8 @@ def _within(point: tuple[float, float], box: tuple[int, int, int, int]) -> bool:
 
 
 def _is_cut(nucleus: Nucleus, tile: Tile, slide: Slide, scale: float) -> bool:
-    """Whether it reaches an edge of its window beyond which the slide goes on."""
-    left, top, side = tile.window
+    """Whether it reaches an edge of its tile beyond which the slide goes on."""
+    left, top, side = tile.square
     y0, x0, y1, x1 = nucleus.box
     low = (x0 == 0 and left > 0) or (y0 == 0 and top > 0)
     return (
@@ -253,18 +253,18 @@ def _is_cut(nucleus: Nucleus, tile: Tile, slide: Slide, scale: float) -> bool:
     )
 
 
-def _bounds(window: SlideWindow) -> dict[str, Any] | None:
-    """One box in level-0 pixels around all that could not be read of a window, and the first problem."""
-    if not window.unread:
+def _bounds(read: ReadTile) -> dict[str, Any] | None:
+    """One box in level-0 pixels around all that could not be read of a tile, and the first problem."""
+    if not read.unread:
         return None
-    left, top = (min(box[axis] for box, _ in window.unread) for axis in (0, 1))
-    right, bottom = (max(box[axis] + box[axis + 2] for box, _ in window.unread) for axis in (0, 1))
+    left, top = (min(box[axis] for box, _ in read.unread) for axis in (0, 1))
+    right, bottom = (max(box[axis] + box[axis + 2] for box, _ in read.unread) for axis in (0, 1))
     box = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-    return {**box, "problem": window.unread[0][1]}
+    return {**box, "problem": read.unread[0][1]}
 
 
 def _warn(path: Path, unread: list[dict], cut: int, tiles: int) -> None:
     if unread:
         logger.warning("%s: %d of %d tiles have areas that cannot be read, see unread.csv", path, len(unread), tiles)
     if cut:
-        logger.warning("%s: %d nuclei reach the edge of their window; raise --margin_um", path, cut)
+        logger.warning("%s: %d nuclei reach the edge of their tile; raise --margin_um", path, cut)

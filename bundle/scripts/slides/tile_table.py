@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scripts.out_of_domain.reference import UNUSUAL
 from scripts.out_of_domain.scoring import DomainDistance
-from scripts.slides.pipeline import SlideWindow
+from scripts.slides.pipeline import ReadTile
 from scripts.slides.tiles import Tile, TissueMap
 
 __all__ = ["TILE_COLUMNS", "domain_summary", "tile_domain", "tile_row"]
@@ -24,16 +24,16 @@ def tile_row(tile: Tile, scale: float, nuclei: int, domain: Mapping[str, Any] | 
 
 
 def tile_domain(
-    window: SlideWindow, tissue: TissueMap, scale: float, domain_distance: DomainDistance | None
+    read: ReadTile, tissue: TissueMap, scale: float, domain_distance: DomainDistance | None
 ) -> dict[str, Any] | None:
     """How far a tile's tissue lies from the training domains, glass left out; None where that is not known."""
-    if window.distances is None:
+    if read.distances is None:
         return None
-    left, top, side = window.tile.window
-    rows, columns = window.distances.shape[:2]
+    left, top, side = read.tile.square
+    rows, columns = read.distances.shape[:2]
     y, x = (np.linspace(start, start + side, parts + 1) * scale for start, parts in ((top, rows), (left, columns)))
     shares = [[tissue.share(x[c], y[r], x[c + 1], y[r + 1]) for c in range(columns)] for r in range(rows)]
-    score = domain_distance.score(window.distances, torch.tensor(shares))
+    score = domain_distance.score(read.distances, torch.tensor(shares))
     return None if score is None else score.values()
 
 

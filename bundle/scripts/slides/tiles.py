@@ -23,18 +23,18 @@ TISSUE_BORDER = 64.0  # micrometres around tissue that count as tissue
 @dataclass(frozen=True)
 class Tile:
     """
-    A window of the slide that goes through the network, and its core. Cores lie side by side without gap or overlap.
+    A square of the slide that goes through the network, and its core. Cores lie side by side without gap or overlap.
 
     Args:
         row: of the grid.
         column: of the grid.
-        window: (left, top, side) in pixels at the network's scale; it may reach beyond the slide.
+        square: (left, top, side) in pixels at the network's scale; it may reach beyond the slide.
         core: (left, top, right, bottom) in the same pixels.
     """
 
     row: int
     column: int
-    window: tuple[int, int, int]
+    square: tuple[int, int, int]
     core: tuple[int, int, int, int]
 
     def owns(self, x: float, y: float) -> bool:
@@ -48,8 +48,8 @@ def make_tiles(region: tuple[float, float, float, float], side: int, margin: int
 
     Args:
         region: (left, top, right, bottom) in pixels at the network's scale.
-        side: of a window; a smaller region gets smaller windows.
-        margin: pixels around the core that a window shows besides.
+        side: of a tile; a smaller region gets smaller tiles.
+        margin: pixels around the core that a tile shows besides.
         multiple: of which the sides must be.
 
     Raises:

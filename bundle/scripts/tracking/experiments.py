@@ -176,8 +176,8 @@ class ExperimentStore:
                 recording = bool(self._parent_tags)
                 if not recording or self._moved or self.local_uri is None or not is_server(self.tracking_uri):
                     raise
-                told = "%s: the MLflow server cannot be reached (%s): the experiment is recorded in %s from now on"
-                logger.warning(told, self.tracking_uri, reason(error), self.local_uri)
+                message = "%s: the MLflow server cannot be reached (%s): the experiment is recorded in %s from now on"
+                logger.warning(message, self.tracking_uri, reason(error), self.local_uri)
                 self.tracking_uri, self._client, self._moved = self.local_uri, None, True
                 if self._parent is not None:
                     self._open_parent()

@@ -125,8 +125,8 @@ class TrackedRun:
             self._update(status)
         except Exception as error:  # noqa: BLE001 hours of training end here
             if is_server(self.uri) and self.local_uri is not None:
-                told = "%s: the MLflow server cannot be reached (%s): this run is filed in %s from now on"
-                logger.warning(told, self.uri, reason(error), self.local_uri)
+                message = "%s: the MLflow server cannot be reached (%s): this run is filed in %s from now on"
+                logger.warning(message, self.uri, reason(error), self.local_uri)
                 self.uri, self._moved = self.local_uri, True
                 self._client, self._run, self._filed = None, None, {}
                 self._file(status)

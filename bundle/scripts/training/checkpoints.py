@@ -33,7 +33,7 @@ class KeptModel:
     Args:
         network: the segmentation network.
         path: file to write; see ``scripts.networks.model_file``.
-        provenance: plain values told with the weights.
+        provenance: plain values written with the weights.
         about: see ``networks.loading.save_model``.
         keep: ``"best"`` writes whenever validation improves; ``"last"`` after each validation and after the last epoch,
             so that few validation images do not choose an early epoch by luck.
@@ -112,16 +112,16 @@ class KeptModel:
             self._save(engine, None)
             logger.info("no validation took place: %s holds the last epoch, %d", self.path, self.best_epoch)
             return
-        told = f"best {self.metric} {self.best:.4f}, epoch {self.best_epoch}"
+        line = f"best {self.metric} {self.best:.4f}, epoch {self.best_epoch}"
         if self.start_score is not None:
-            told += f"; {self.start_score:.4f} before training"
-        logger.info("%s: %s%s", self.path, "" if self.keep == "best" else f"last epoch, {engine.state.epoch}; ", told)
+            line += f"; {self.start_score:.4f} before training"
+        logger.info("%s: %s%s", self.path, "" if self.keep == "best" else f"last epoch, {engine.state.epoch}; ", line)
 
     def _save(self, engine: Engine, score: float | None) -> None:
         if idist.get_rank() > 0:
             return
-        told = {} if score is None else {self.metric: float(score)}
-        provenance = {**self.provenance, "epoch": engine.state.epoch, **told}
+        scores = {} if score is None else {self.metric: float(score)}
+        provenance = {**self.provenance, "epoch": engine.state.epoch, **scores}
         save_model(self.path, self.network, provenance, self.about)
 
 
@@ -154,7 +154,7 @@ class TrainingCheckpoint:
     """
     Everything an interrupted training needs to go on as if it had not been: saved after each epoch, and loaded first.
 
-    It holds the trained parts only; the frozen encoder is told by its type and fingerprint. Random numbers need no
+    It holds the trained parts only; the frozen encoder is named by its type and fingerprint. Random numbers need no
     place in it, because each epoch is seeded by its number (see ``EpochSeeder``). With several processes the first one
     writes it, and all load it. A run that was interrupted behind its last epoch does what is left of its end, which is
     why whatever handlers do when training is completed can be done twice.
@@ -165,7 +165,7 @@ class TrainingCheckpoint:
         kept_model: attached with this handler and before it, for what it remembers belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
         settings: of the run; they must be the same, too, apart from those that are free.
-        resume: load ``path`` before the first epoch; ``check_resume`` tells before whether that can be done.
+        resume: load ``path`` before the first epoch; ``check_resume`` says before whether that can be done.
     """
 
     def __init__(
@@ -278,8 +278,8 @@ def check_resume(
     if other := differences(content["identity"], identity):
         raise DataError(path, f"it is of another run: {', '.join(other)}", ANEW)
     if "settings" not in content:
-        told = "%s: an earlier version wrote it, without settings: whether they have changed cannot be told. %s"
-        logger.warning(told, path, "learning_rate and weight_decay go on as in the checkpoint")
+        message = "%s: an earlier version wrote it, without settings: whether they have changed cannot be told. %s"
+        logger.warning(message, path, "learning_rate and weight_decay go on as in the checkpoint")
     else:
         if changes := settings.changes(content["settings"]):
             hint = "Give the same settings, or drop --resume to start anew"
@@ -287,8 +287,8 @@ def check_resume(
         if (version := content["settings"]["version"]) != settings.version:
             logger.warning("%s: version %s wrote it: only settings that this one has, too, are compared", path, version)
     if content.get("finished") and _reached(content, max_epochs, patience):
-        told = f"this run is finished, with epoch {content['epoch']}"
-        raise DataError(path, told, "Raise --max_epochs (or --patience, if it stopped early) to train on")
+        problem = f"this run is finished, with epoch {content['epoch']}"
+        raise DataError(path, problem, "Raise --max_epochs (or --patience, if it stopped early) to train on")
 
 
 def _reached(content: Mapping[str, Any], max_epochs: int, patience: int) -> bool:

@@ -44,7 +44,7 @@ class AdversarialIteration:
 
     Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
     the encoder has been run already, ``features``, a list of (B, H / s_i, W / s_i, C_i). After a step
-    ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for the statistics handler
+    ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for :class:`EpochMetrics`
     domain, dice, segmentation_loss, domain_loss, judged, lambda and, in the first step of an epoch, gradient norms.
     """
 

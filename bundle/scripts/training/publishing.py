@@ -64,9 +64,9 @@ class PublishModel:
         new, served = self._score(self.model), self._score(self.path)  # every process sees its part of the images
         if idist.get_rank() > 0:
             return
-        told = f"{self.metric} {_text(new)}, of the served one {_text(served)}"
+        scores = f"{self.metric} {_text(new)}, of the served one {_text(served)}"
         if self.publish == "better" and new is not None and served is not None and new < served:
-            logger.warning("not published, the served model validates better (%s): %s", told, self.model)
+            logger.warning("not published, the served model validates better (%s): %s", scores, self.model)
             return
         remove_partial(self.path.parent, lambda name: name == self.path.name, LEFT)
         if self.path.is_file():
@@ -75,7 +75,7 @@ class PublishModel:
                 shutil.copyfile(self.path, partial)
         with atomic_path(self.path) as partial:
             shutil.copyfile(self.model, partial)
-        logger.info("published %s (%s)", self.path, told)
+        logger.info("published %s (%s)", self.path, scores)
 
     def _score(self, model: Path) -> float | None:
         """Of a model file on the validation images; None if there are none, or it is no such network."""

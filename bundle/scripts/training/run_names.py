@@ -84,5 +84,5 @@ def _find(output_dir: Path, base: str, identity: Mapping[str, Any]) -> str:
         if not other:
             return name
         others.append(f"{name} is of another run: {', '.join(other)}")
-    told = f" ({'; '.join(others)})" if others else ""
-    raise DataError(output_dir / base, f"there is no checkpoint to resume from{told}", ANEW)
+    known = f" ({'; '.join(others)})" if others else ""
+    raise DataError(output_dir / base, f"there is no checkpoint to resume from{known}", ANEW)

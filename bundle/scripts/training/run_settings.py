@@ -58,14 +58,14 @@ class RunSettings:
 
         Of another version only those keys are compared that both have recorded.
         """
-        earlier, told = record["values"], []
+        earlier, found = record["values"], []
         same = record["version"] == self.version
         for key in sorted({*earlier, *self.values} if same else earlier.keys() & self.values.keys()):
             # a default that is replaced by a list or a table is not recorded as such
             before, now = (values.get(key, self._defaults.get(key, _Absent)) for values in (earlier, self.values))
             if before != now and not self._is_free(key):
-                told.append(f"{key} {_told(before)}, now {_told(now)}")
-        return told
+                found.append(f"{key} {_shown(before)}, now {_shown(now)}")
+        return found
 
     def _is_free(self, key: str) -> bool:
         return any(fnmatchcase(key, free) for free in self.free)
@@ -96,5 +96,5 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "not given" if value is _Absent else "as by default" if _is_expression(value) else repr(value)

@@ -38,8 +38,8 @@ def read_labels(sample: Sample, shape: Sequence[int]) -> Instances:
         name = str(feature.get("id") or properties.get("name") or f"feature {number}")
         labels = _classes(properties.get("classification"))
         if classes is not None and not labels & set(classes):
-            told = ", ".join(sorted(labels)) or None
-            findings.append(Finding("other class", name, f"class '{told}' is not asked for"))
+            names = ", ".join(sorted(labels)) or None
+            findings.append(Finding("other class", name, f"class '{names}' is not asked for"))
             continue
         geometry = feature.get("nucleusGeometry") or feature.get("geometry") or {}
         kind = geometry.get("type") if isinstance(geometry, dict) else None

@@ -30,8 +30,8 @@ def expand(sample: Sample) -> list[Sample]:
     rows = _names(names) if names else None
     counts |= {key: len(values) for key, values in (("types", organs), ("info", rows)) if values is not None}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} {key}" for key, count in counts.items())
-        raise DataError(sample.image, f"the files do not belong together: {told}", "Copy all of them again.")
+        lengths = ", ".join(f"{count} {key}" for key, count in counts.items())
+        raise DataError(sample.image, f"the files do not belong together: {lengths}", "Copy all of them again.")
     width = len(str(max(len(images) - 1, 0)))
     samples = []
     for index in range(len(images)):

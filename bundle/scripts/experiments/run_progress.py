@@ -7,19 +7,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-__all__ = ["ChildProgress", "last_line"]
+__all__ = ["RunProgress", "last_line"]
 
 EVERY, EVERY_IN_A_FILE = 2.0, 60.0  # seconds between two lines of progress on a terminal, and where each one stays
 TAIL = 4096  # bytes of a log in which its last line is looked for
 
 
-class ChildProgress:
+class RunProgress:
     """
-    Says what the children do beside a bar that counts them: each one's start, and now and then its last words.
+    Says what the runs do beside a bar that counts them: each one's start, and now and then its last words.
 
     Args:
         bar: of the experiment; on a terminal it shows them, elsewhere they are lines of their own, once a minute.
-        total: number of the experiment's children.
+        total: number of the experiment's runs.
     """
 
     def __init__(self, bar: tqdm, total: int) -> None:
@@ -28,20 +28,20 @@ class ChildProgress:
         self._next = 0.0
 
     def started(self, number: int, name: str) -> None:
-        """A child begins; ``number`` counts from 1."""
-        tqdm.write(f"child {number} of {self.total}: {name}")
+        """A run begins; ``number`` counts from 1."""
+        tqdm.write(f"run {number} of {self.total}: {name}")
         self._next = time.monotonic() + (EVERY if self.terminal else EVERY_IN_A_FILE)
 
     def tell(self, number: int, name: str, line: str) -> None:
-        """The last line that a child's verb has printed."""
+        """The last line that a run's verb has printed."""
         if not line or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + (EVERY if self.terminal else EVERY_IN_A_FILE)
-        told = f"child {number} of {self.total}: {name}: {line}"
+        message = f"run {number} of {self.total}: {name}: {line}"
         if self.terminal:
-            self.bar.set_postfix_str(told)
+            self.bar.set_postfix_str(message)
         else:
-            tqdm.write(told)
+            tqdm.write(message)
 
 
 def last_line(log: Path, start: int = 0) -> str:

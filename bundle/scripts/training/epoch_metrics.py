@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from ignite.engine import Engine, Events
 from scripts.processes import gather
 
-__all__ = ["EpochStatistics"]
+__all__ = ["EpochMetrics"]
 
 
-class EpochStatistics:
+class EpochMetrics:
     """
     Turns an epoch's iterations, and its validation, into ``engine.state.metrics`` for CSV, curves and MLflow; those of
     all processes, and in each of them.

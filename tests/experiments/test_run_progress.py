@@ -1,4 +1,4 @@
-"""What a user sees of an experiment's children while they run."""
+"""What a user sees of an experiment's runs while they run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts.experiments import child_progress, verbs
-from scripts.experiments.child_progress import ChildProgress, last_line
+from scripts.experiments import run_progress, verbs
+from scripts.experiments.run_progress import RunProgress, last_line
 from scripts.experiments.verbs import BundleVerb
 from tqdm import tqdm
 
@@ -25,12 +25,12 @@ def test_the_last_line_of_a_log_is_what_stands_there_now(tmp_path):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_many_words_of_a_child_are_few_lines(monkeypatch, capsys, terminal):
+def test_many_words_of_a_run_are_few_lines(monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     clock = [0.0]
-    monkeypatch.setattr(child_progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run_progress.time, "monotonic", lambda: clock[0])
     with tqdm(total=3) as bar:
-        progress = ChildProgress(bar, 3)
+        progress = RunProgress(bar, 3)
         progress.started(2, "joint_seed0")
         shown = set()
         for second in range(1, 181):
@@ -38,12 +38,12 @@ def test_many_words_of_a_child_are_few_lines(monkeypatch, capsys, terminal):
             progress.tell(2, "joint_seed0", f"training: {second}")
             shown.add(bar.postfix)
     told = capsys.readouterr()
-    assert "child 2 of 3: joint_seed0\n" in told.out
+    assert "run 2 of 3: joint_seed0\n" in told.out
     lines = [line for line in told.out.splitlines() if "training" in line]
     if terminal:
-        assert not lines and len(shown - {None, ""}) == 90 and "child 2 of 3: joint_seed0: training: 180" in shown
+        assert not lines and len(shown - {None, ""}) == 90 and "run 2 of 3: joint_seed0: training: 180" in shown
     else:
-        assert lines == [f"child 2 of 3: joint_seed0: training: {second}" for second in (60, 120, 180)]
+        assert lines == [f"run 2 of 3: joint_seed0: training: {second}" for second in (60, 120, 180)]
 
 
 def test_a_running_verb_is_looked_at(tmp_path, monkeypatch):
