@@ -1,3 +1,5 @@
+"""How a process ends: with one line instead of a traceback, also on Ctrl-C, a full disk or its parent's end."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""One process at a time in a folder that a verb writes into."""
+
 from __future__ import annotations
 
 import json

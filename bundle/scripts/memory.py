@@ -1,3 +1,5 @@
+"""Settings of the C library's memory, which Python alone cannot give."""
+
 from __future__ import annotations
 
 import ctypes

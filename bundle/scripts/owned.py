@@ -1,3 +1,5 @@
+"""Which files in a folder are ours: only these are replaced or removed."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""What the processes of a distributed training say to each other."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -291,7 +291,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "cache": Setting(Literal["on", "off"], "store encoded windows; off encodes in every step"),
         "cache_windows": Setting(Count, "augmented windows of each image that are stored"),
-        "cache_rate": Setting(Share, "share of the stored windows that is held in memory"),
+        "cache_rate": Setting(Share, "share of the decoded images (with cache on: of validation) held in memory"),
         "gaps": Setting(Literal["keep", "close", "auto"], "lines of background drawn between nuclei that touch"),
         "limit_groups": Setting(Count | None, "patients of the primary domain to train on"),
         "held_out": Setting(ShareBelow1, "of each training image, for validation where there is none"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from PIL import Image
-from scripts.data.annotation_style import CloseGaps, close_gaps, tell_gaps
+from scripts.data.annotation_style import CloseGaps, close_gaps, set_gaps
 from scripts.data.domains import domain_list, load_items
 from scripts.data.readers import read_label
 from scripts.errors import DataError
@@ -63,13 +63,13 @@ def folder(tmp_path):
 def test_a_domain_drawn_with_lines_is_found(folder):
     domains = domain_list(folder, "lined")
     items = load_items(domains, "training")
-    told = {item["domain_name"]: item["gaps"] for item in tell_gaps(items, domains, "auto")}
+    told = {item["domain_name"]: item["gaps"] for item in set_gaps(items, domains, "auto")}
     assert told == {"lined": "close", "shared": "keep", "sparse": "keep"}
-    assert {item["gaps"] for item in tell_gaps(items, domains, "keep")} == {"keep"}
+    assert {item["gaps"] for item in set_gaps(items, domains, "keep")} == {"keep"}
     domains[0]["gaps"] = "keep"
-    assert {item["gaps"] for item in tell_gaps(items, domains, "auto")} == {"keep"}, "what the domain says goes first"
+    assert {item["gaps"] for item in set_gaps(items, domains, "auto")} == {"keep"}, "what the domain says goes first"
     with pytest.raises(DataError, match="'shut' is not known"):
-        tell_gaps(items, domains, "shut")
+        set_gaps(items, domains, "shut")
 
 
 def test_only_labels_that_are_to_be_closed_are(folder):

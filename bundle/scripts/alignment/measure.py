@@ -1,3 +1,5 @@
+"""All figures of an alignment report."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

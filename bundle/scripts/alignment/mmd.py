@@ -1,3 +1,5 @@
+"""The kernel distance of domains, MMD²."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""How well a linear classifier tells domains apart, by patients it has not seen."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,3 +1,5 @@
+"""The one sentence of an alignment report."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from scripts.data.readers import read_label
 from scripts.errors import DataError
 from scripts.nuclei.fates import touching
 
-__all__ = ["GAPS", "CloseGaps", "close_gaps", "tell_gaps"]
+__all__ = ["GAPS", "CloseGaps", "close_gaps", "set_gaps"]
 
 # what becomes of the background between nuclei that face each other
 GAPS = ("keep", "close", "auto")
@@ -20,7 +20,7 @@ MOST_TOUCHING = 0.01
 LEAST_FACING = 0.05
 
 
-def tell_gaps(items: Sequence[Mapping[str, Any]], domains: Sequence[Mapping[str, Any]], gaps: str) -> list[dict]:
+def set_gaps(items: Sequence[Mapping[str, Any]], domains: Sequence[Mapping[str, Any]], gaps: str) -> list[dict]:
     """
     Decide for each domain whether its gaps are closed.
 
@@ -60,7 +60,7 @@ def _style(labels: Sequence[np.ndarray]) -> str:
 
 class CloseGaps(Transform):
     """
-    Close the gaps of an item's label, see :func:`close_gaps`, if :func:`tell_gaps` said so.
+    Close the gaps of an item's label, see :func:`close_gaps`, if :func:`set_gaps` said so.
 
     It belongs before anything that resamples the label: there the lines are one pixel wide.
 

@@ -1,3 +1,5 @@
+"""Pixels of any file, of whatever samples and depth, as RGB."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace

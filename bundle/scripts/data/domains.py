@@ -92,7 +92,7 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
 
     Entries are ``{"name", "role": "primary" | "auxiliary", "root"}`` with optional ``"datalist"`` (a JSON file,
     relative to root, or what such a file holds), ``"mpp"`` (micrometres per pixel), ``"gaps"`` ("close" for labels
-    drawn with a line of background between nuclei that touch, else "keep"; see ``annotation_style.tell_gaps``) and
+    drawn with a line of background between nuclei that touch, else "keep"; see ``annotation_style.set_gaps``) and
     ``"labels"`` (False for a domain whose images are aligned, and whose labels are never read). Roots become absolute.
 
     Raises:
@@ -194,8 +194,7 @@ def load_items(
         split: ``"training"``, ``"validation"`` or ``"testing"``.
         limit_groups: keep only the first so many groups of the primary's training part, in sorted order, for
             experiments with little data.
-
-    With ``required`` there must be an item in some domain, and domains without any are named in a warning.
+        required: there must be an item in some domain, and domains without any are named in a warning.
 
     Returns:
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is

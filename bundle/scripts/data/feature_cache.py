@@ -14,7 +14,7 @@ import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose, Randomizable, RandomizableTrait
 from monai.utils import convert_to_tensor
-from scripts.data.annotation_style import tell_gaps
+from scripts.data.annotation_style import set_gaps
 from scripts.data.cache_key import Recipe, content_of
 from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
@@ -45,13 +45,19 @@ def training_dataset(
     held_out: float = 0.0,
 ) -> Dataset:
     """
-    The training data: with ``cache`` "on" a filled :class:`FeatureDataset` (whose other arguments these are), with
-    "off" MONAI's ``CacheDataset``, which holds the decoded images in memory and leaves encoding to each step.
+    The training data: features in a filled cache, or images that each step encodes.
 
-    ``data`` are items of ``load_items``. None, or items that tell no domain because a server handed them over (see
-    ``training_domains``, which makes them the primary), takes the training part of ``domains`` instead. ``gaps`` says
-    what becomes of gaps between nuclei, see :func:`scripts.data.annotation_style.tell_gaps`, and ``held_out`` how much
-    of each image is left out, see :func:`scripts.data.holding_out.training_span`.
+    Args:
+        data: items of ``load_items``. None, or items without a domain because a server handed them over (see
+            ``training_domains``, which makes them the primary), takes the training part of ``domains`` instead.
+        transform: from an item to a part of a batch, see :func:`scripts.data.encoding.training_steps`.
+        cache: "on" gives a :class:`FeatureDataset`, "off" MONAI's ``CacheDataset`` of decoded images.
+        cache_dir, windows_per_image, window_size: with "on", see :class:`FeatureDataset`.
+        cache_rate: with "off", share of the images that is held in memory.
+        domains: the domain list.
+        limit_groups: of the primary domain, see ``load_items``.
+        gaps: what becomes of gaps between nuclei, see :func:`scripts.data.annotation_style.set_gaps`.
+        held_out: share of each image that is left out, see :func:`scripts.data.holding_out.training_span`.
 
     Raises:
         ValueError: for another value of ``cache``.
@@ -61,7 +67,7 @@ def training_dataset(
         raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
     if not data or "domain" not in data[0]:
         data = load_items(domains, "training", limit_groups)
-    data = training_span(tell_gaps(data, domains, gaps), held_out)
+    data = training_span(set_gaps(data, domains, gaps), held_out)
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
     dataset = FeatureDataset(data, transform, cache_dir, windows_per_image, window_size).fill()

@@ -1,3 +1,5 @@
+"""Hashes of pictures by which near-duplicates are found."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Images larger than this machine can decode are refused before."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""A warning of a file that is read in every epoch."""
+
 from __future__ import annotations
 
 import functools

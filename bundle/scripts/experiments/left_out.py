@@ -1,3 +1,5 @@
+"""How good recipes are on domains that no training saw."""
+
 from __future__ import annotations
 
 import math

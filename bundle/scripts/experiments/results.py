@@ -126,6 +126,8 @@ def read_results(store: ExperimentStore, parent: Run, split: str) -> tuple[Resul
     The finished children of a parent, from the store alone.
 
     Args:
+        store: of the experiment.
+        parent: its run.
         split: only children evaluated on this one are read.
 
     Returns:

@@ -1,3 +1,5 @@
+"""Verbs of the bundle as processes of their own."""
+
 from __future__ import annotations
 
 import json

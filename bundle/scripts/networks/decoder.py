@@ -1,3 +1,5 @@
+"""What the network and the trainer ask of any decoder."""
+
 from __future__ import annotations
 
 from typing import Any

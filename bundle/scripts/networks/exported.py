@@ -1,3 +1,5 @@
+"""TorchScript and ONNX files in the place of a network."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""A network from a model file, and a model file from a network."""
+
 from __future__ import annotations
 
 import os

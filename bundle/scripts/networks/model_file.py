@@ -1,3 +1,5 @@
+"""The format of a model file: weights, and what is said of them."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""What a model file says of its network, whichever version wrote it."""
+
 from __future__ import annotations
 
 import itertools

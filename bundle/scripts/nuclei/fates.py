@@ -1,3 +1,5 @@
+"""What became of each true nucleus and each detection."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Whether nuclei have the size that the model knows, or an image is of another magnification."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Ways in which channels of the network keep touching nuclei apart; ``targets`` has what they are taught."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

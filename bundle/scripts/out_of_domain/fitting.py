@@ -1,3 +1,5 @@
+"""Describes a model's training domains and writes that into its file."""
+
 from __future__ import annotations
 
 import logging

@@ -1,3 +1,5 @@
+"""Where the training images of a model lie in the space of its encoder's features."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,5 @@
+"""How far images lie from a model's training domains, measured while the network looks at them."""
+
 from __future__ import annotations
 
 import logging

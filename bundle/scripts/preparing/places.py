@@ -1,3 +1,5 @@
+"""Where a prepared set goes, and whether it may."""
+
 from __future__ import annotations
 
 import os

@@ -63,7 +63,8 @@ def prepare(
         output_dir: the folder of domains, the ``dataset_dir`` of a training.
         source: the downloaded folder or zip file, or a folder of zip files.
         name: name of the domain; default that of the data set.
-        download: fetch the files into ``download_dir/<dataset>`` first and take them as source.
+        download: fetch the files first and take them as source.
+        download_dir: where they go, each set's into a folder of its name.
         sha256: checksum of a downloaded file, or of several by name, where none is known.
         mpp: µm per pixel, if it is unknown or you know better.
         validation_share, testing_share: for what the publication does not divide, see :func:`assign_splits`.

@@ -1,3 +1,5 @@
+"""The table of data sets that can be prepared, and the readers of their formats."""
+
 from __future__ import annotations
 
 import difflib

@@ -1,3 +1,5 @@
+"""What a user downloaded, as a folder: archives are unpacked."""
+
 from __future__ import annotations
 
 import hashlib
@@ -45,9 +47,9 @@ def open_source(source: str | os.PathLike, work_dir: str | os.PathLike, unpack: 
     Open a folder, a zip file, or a folder of zip files, unpacking what is packed.
 
     Args:
-        source: what the user downloaded. Of a folder all files count; zip files directly in it are unpacked too if
-            ``unpack`` is set. Zip files within zip files are left alone.
+        source: what the user downloaded. Of a folder all files count. Zip files within zip files are left alone.
         work_dir: where zip files are unpacked to, each in a folder of its own; a whole one found there is used.
+        unpack: also zip files directly in the folder.
 
     Raises:
         DataError: when there is nothing, or an archive is damaged or unsafe, see :func:`check_archive`.

@@ -1,3 +1,5 @@
+"""Which staining an image has, for sets that mix several."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

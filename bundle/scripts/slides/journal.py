@@ -1,3 +1,5 @@
+"""Finished tiles of a slide on disk, from which an interrupted run goes on."""
+
 from __future__ import annotations
 
 import json

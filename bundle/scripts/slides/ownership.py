@@ -1,3 +1,5 @@
+"""Which tile gives out a nucleus that several tiles see."""
+
 from __future__ import annotations
 
 import base64

@@ -49,7 +49,19 @@ class Slide(ABC):
 
     @abstractmethod
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
-        """(height, width, 3) uint8 of a box inside of a level, in its pixels; any exception if it is damaged."""
+        """
+        Pixels of a box.
+
+        Args:
+            level: index in ``sizes``, 0 is the finest.
+            left, top, width, height: in that level's pixels; the box lies inside of it.
+
+        Returns:
+            (height, width, 3) uint8 RGB.
+
+        Raises:
+            Exception: whatever the codec raises, where the file is damaged there.
+        """
 
     def read(
         self, left: int, top: int, width: int, height: int, scale: float

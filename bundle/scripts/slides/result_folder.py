@@ -1,3 +1,5 @@
+"""One slide's folder of results: finished, begun by other settings, or somebody else's."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""MLflow stores and servers as such: opening, reaching, naming."""
+
 from __future__ import annotations
 
 import logging

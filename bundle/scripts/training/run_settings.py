@@ -1,3 +1,5 @@
+"""What of a config makes a run another run."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Before a training: does the adversary's gradient do what its coefficients say?"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
