@@ -154,6 +154,11 @@ def test_a_run_that_stopped_early_does_not_train_on(open_training, tmp_path, mon
     open_training(tmp_path, **options, resume=True).run()
     assert len(_history(tmp_path / NAME)) == 3 and (tmp_path / "m.pt").is_file()
     assert "--patience" in _refused(open_training, tmp_path, **options)
+    path = tmp_path / NAME / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    content["parts"]["best_model"] |= content["parts"].pop("early_stop")  # as version 0.6.0 wrote it
+    torch.save(content, path)
+    assert "--patience" in _refused(open_training, tmp_path, **options)
     open_training(tmp_path, **{**options, "patience": 3}, resume=True).run()
     assert len(_history(tmp_path / NAME)) == 4
 

@@ -12,117 +12,15 @@ from ignite.engine import Engine, Events
 from scripts.ending import from_now_on
 from scripts.errors import DataError
 from scripts.files import atomic_path
-from scripts.networks.loading import save_model
+from scripts.training.keeping import EarlyStop, KeptModel
 from scripts.training.run_settings import RunSettings, differences
 
-__all__ = ["ANEW", "FinishedRun", "KeptModel", "ScheduleState", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
+__all__ = ["ANEW", "FinishedRun", "ScheduleState", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-KEEP = ("best", "last")
 GO_ON = "The same command with --resume true goes on after the last epoch that was finished."
 ANEW = "Give the output_dir or the run_name of the run to go on with, or drop --resume to start anew"
-
-
-class KeptModel:
-    """
-    Writes the whole model, the best or the last one, and stops training when validation no longer improves.
-
-    With several processes the first one writes, and all of them stop.
-
-    Args:
-        network: the segmentation network.
-        path: file to write; see ``scripts.networks.model_file``.
-        provenance: plain values written with the weights.
-        about: see ``networks.loading.save_model``.
-        keep: ``"best"`` writes whenever validation improves; ``"last"`` after each validation and after the last epoch,
-            so that few validation images do not choose an early epoch by luck.
-        metric: key of ``engine.state.metrics``, higher is better. Without any validation the last epoch is kept.
-        patience: stop after this many validations without a new best; 0 never stops.
-        start: a validation engine that judges the network as the training finds it, which then counts as the first
-            best: with ``keep`` "best" the file holds it until something better is made. Needs validation images.
-
-    Raises:
-        ValueError: ``keep`` is neither of the two.
-    """
-
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        path: str | os.PathLike,
-        provenance: Mapping[str, Any],
-        about: Mapping[str, Any] | None = None,
-        keep: str = "best",
-        metric: str = "val_dice",
-        patience: int = 0,
-        start: Engine | None = None,
-    ) -> None:
-        if keep not in KEEP:
-            raise ValueError(f"keep must be {' or '.join(KEEP)}, got {keep!r}")
-        self.network, self.path, self.provenance, self.keep = network, Path(path), dict(provenance), keep
-        self.about, self.metric, self.patience, self.start = about, metric, patience, start
-        self.start_score: float | None = None
-        self.best: float | None = None
-        self.best_epoch = self.stale = 0
-
-    def attach(self, engine: Engine) -> None:
-        if self.start is not None:
-            engine.add_event_handler(Events.STARTED, self._started)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self._completed)
-
-    def state_dict(self) -> dict:
-        names = ("best", "best_epoch", "stale", "start_score")
-        return {name: getattr(self, name) for name in names}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best, self.best_epoch, self.stale = state["best"], state["best_epoch"], state["stale"]
-        self.start_score = state.get("start_score")  # earlier versions had none
-
-    def _started(self, engine: Engine) -> None:
-        if self.best is not None:  # resumed
-            return
-        if not self.start.state.epoch_length:
-            raise DataError(
-                "start_counts", "no validation image can judge the start", "Set held_out, or give a validation part."
-            )
-        self.start.run()
-        self.best = self.start_score = float(self.start.state.metrics[self.metric])
-        self._save(engine, self.best)
-
-    def _epoch_completed(self, engine: Engine) -> None:
-        score = engine.state.metrics.get(self.metric)
-        better = score is not None and (self.best is None or score > self.best)
-        if better:
-            self.best, self.best_epoch, self.stale = float(score), engine.state.epoch, 0
-        # the last epoch here and not when training has completed: other handlers read the file then
-        last = self.best is not None and (score is not None or engine.state.epoch == engine.state.max_epochs)
-        if better or (self.keep == "last" and last):
-            self._save(engine, score)
-        if score is None or better:
-            return
-        self.stale += 1
-        if self.patience and self.stale >= self.patience:
-            logger.info("no better %s for %d validations: training ends", self.metric, self.stale)
-            engine.terminate()
-
-    def _completed(self, engine: Engine) -> None:
-        if self.best is None:
-            self.best_epoch = engine.state.epoch
-            self._save(engine, None)
-            logger.info("no validation took place: %s holds the last epoch, %d", self.path, self.best_epoch)
-            return
-        line = f"best {self.metric} {self.best:.4f}, epoch {self.best_epoch}"
-        if self.start_score is not None:
-            line += f"; {self.start_score:.4f} before training"
-        logger.info("%s: %s%s", self.path, "" if self.keep == "best" else f"last epoch, {engine.state.epoch}; ", line)
-
-    def _save(self, engine: Engine, score: float | None) -> None:
-        if idist.get_rank() > 0:
-            return
-        scores = {} if score is None else {self.metric: float(score)}
-        provenance = {**self.provenance, "epoch": engine.state.epoch, **scores}
-        save_model(self.path, self.network, provenance, self.about)
 
 
 class ScheduleState:
@@ -162,7 +60,8 @@ class TrainingCheckpoint:
     Args:
         path: the file.
         parts: objects with ``state_dict``/``load_state_dict``, by name.
-        kept_model: attached with this handler and before it, for what it remembers belongs to the checkpoint.
+        kept_model, early_stop: attached with this handler, after loading and before saving, for what they remember
+            belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
         settings: of the run; they must be the same, too, apart from those that are free.
         resume: load ``path`` before the first epoch; ``check_resume`` says before whether that can be done.
@@ -173,19 +72,22 @@ class TrainingCheckpoint:
         path: str | os.PathLike,
         parts: Mapping[str, Any],
         kept_model: KeptModel,
+        early_stop: EarlyStop,
         identity: Mapping[str, Any],
         settings: RunSettings,
         resume: bool = False,
     ) -> None:
-        self.path, self.kept_model, self.identity, self.settings = Path(path), kept_model, dict(identity), settings
-        self.resume = resume
-        self.parts = {**parts, "best_model": kept_model}  # its name in the checkpoints of earlier versions
+        self.path, self.identity, self.settings, self.resume = Path(path), dict(identity), settings, resume
+        self.kept_model, self.early_stop = kept_model, early_stop
+        # "best_model" is its name in the checkpoints of earlier versions
+        self.parts = {**parts, "best_model": kept_model, "early_stop": early_stop}
 
     def attach(self, engine: Engine) -> None:
         if self.resume:  # first: what is resumed has judged its start already
             from_now_on(GO_ON)
             engine.add_event_handler(Events.STARTED, self.load)
         self.kept_model.attach(engine)
+        self.early_stop.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
@@ -210,7 +112,7 @@ class TrainingCheckpoint:
             except (KeyError, RuntimeError, ValueError) as e:
                 raise DataError(self.path, f"its {name} is of another size ({e})", ANEW) from e
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
-        if _reached(content, engine.state.max_epochs, self.kept_model.patience):
+        if _reached(content, engine.state.max_epochs, self.early_stop.patience):
             logger.info("resumed from %s: epoch %d was the last one", self.path, content["epoch"])
             engine.terminate()  # which is no failure: what follows a training follows
         else:
@@ -247,6 +149,9 @@ def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
         content = torch.load(path, map_location=device, weights_only=True)
         if not {"epoch", "iteration", "identity", "parts"} <= content.keys():
             raise ValueError("it is no checkpoint of a training")
+        parts = content["parts"]
+        if "early_stop" not in parts:  # version 0.6.0 and before counted where the best model was kept
+            parts["early_stop"] = {"stale": parts["best_model"].pop("stale")}
     except Exception as e:
         raise DataError(path, f"the checkpoint cannot be read ({e})", ANEW) from e
     return content
@@ -266,7 +171,7 @@ def check_resume(
     Args:
         path, identity, settings, resume: as of :class:`TrainingCheckpoint`.
         max_epochs: of the trainer.
-        patience: of the :class:`KeptModel`.
+        patience: of the :class:`~scripts.training.keeping.EarlyStop`.
 
     Raises:
         DataError: when the checkpoint is missing, unreadable, of another or a finished run, or of other settings, each
@@ -293,4 +198,4 @@ def check_resume(
 
 def _reached(content: Mapping[str, Any], max_epochs: int, patience: int) -> bool:
     """Whether a checkpoint is of the last epoch, by the settings of now."""
-    return content["epoch"] >= max_epochs or 0 < patience <= content["parts"]["best_model"]["stale"]
+    return content["epoch"] >= max_epochs or 0 < patience <= content["parts"]["early_stop"]["stale"]

@@ -28,7 +28,7 @@ class FinalReport:
     Args:
         evaluator: with handlers that write the report.
         network: the segmentation network that the evaluator runs.
-        kept_model: file of the weights kept so far, see ``checkpoints.KeptModel``.
+        kept_model: file of the weights kept so far, see ``keeping.KeptModel``.
     """
 
     def __init__(self, evaluator: Engine, network: torch.nn.Module, kept_model: str | os.PathLike) -> None:
@@ -59,7 +59,7 @@ def kept_weights(network: torch.nn.Module, kept_model: str | os.PathLike, metric
 
     Args:
         network: the segmentation network.
-        kept_model: file of the weights, see ``checkpoints.KeptModel``.
+        kept_model: file of the weights, see ``keeping.KeptModel``.
         metric: told with those weights; without it there was no validation, and the last weights are kept.
     """
     last = {name: value.clone() for name, value in network.state_dict().items() if not is_frozen(name)}

@@ -41,7 +41,7 @@ class ValidationOverlay:
         dataset: gives items with ``image`` (3, H, W) RGB in [0, 255] and ``label`` (1, H, W), the nuclei.
         network: the segmentation network.
         inferer: as in validation.
-        kept_model: file of the weights kept, see ``checkpoints.KeptModel``.
+        kept_model: file of the weights kept, see ``keeping.KeptModel``.
         path: the picture to write.
         settings: of ``logits_to_instances``.
         count: greatest number of images.

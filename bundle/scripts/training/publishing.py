@@ -31,7 +31,7 @@ class PublishModel:
     List it behind all that needs the last weights, for others are in the network afterwards.
 
     Args:
-        model: the file that the training kept, see ``checkpoints.KeptModel``.
+        model: the file that the training kept, see ``keeping.KeptModel``.
         path: where the served model lies; replaced at once and whole.
         publish: ``"better"``, or ``"always"`` for whatever the validation says.
         network: the segmentation network that the evaluator runs.
