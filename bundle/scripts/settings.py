@@ -26,11 +26,13 @@ class Setting(NamedTuple):
         kind: what pydantic holds a value to; ``words`` in its JSON schema say it where the schema alone does not.
         help: one line.
         unit: of a number.
+        free: a training that is resumed may be given another value.
     """
 
     kind: Any
     help: str
     unit: str = ""
+    free: bool = False
 
 
 def _words(words: str) -> Any:
@@ -149,18 +151,20 @@ Metric = Literal[
 
 _ROOT = {"bundle_root": Setting(Folder, "folder of the bundle")}
 _SEED = {"seed": Setting(Seed, "of all random numbers")}
-_DEVICE = {"device": Setting(Device, "where the network runs")}
+_DEVICE = {"device": Setting(Device, "where the network runs", free=True)}
 _AMP = {"amp": Setting(Bool, "mixed precision")}
-_COMPILE = {"compile": Setting(Bool, "compile the network first: pays where much is to be done")}
+_COMPILE = {"compile": Setting(Bool, "compile the network first: pays where much is to be done", free=True)}
 _DATA = {
     "dataset_dir": Setting(Path, "folder of the domains' folders"),
-    "primary": Setting(Text | None, "name of the domain that counts; may be left out where there is one"),
-    "auxiliary": Setting(Names | Annotated[list, Field(max_length=0)], "names of the others, 'all' or 'none'"),
+    "primary": Setting(Text | None, "name of the domain that counts; may be left out where there is one", free=True),
+    "auxiliary": Setting(
+        Names | Annotated[list, Field(max_length=0)], "names of the others, 'all' or 'none'", free=True
+    ),
 }
 _TRACKING = {
-    "experiment_name": Setting(Text, "MLflow experiment"),
-    "local_tracking_uri": Setting(Text, "MLflow store that is made where none is named"),
-    "tracking_uri": Setting(Text, "MLflow store or server"),
+    "experiment_name": Setting(Text, "MLflow experiment", free=True),
+    "local_tracking_uri": Setting(Text, "MLflow store that is made where none is named", free=True),
+    "tracking_uri": Setting(Text, "MLflow store or server", free=True),
 }
 _ENCODER = {"encoder_precision": Setting(Literal["float32", "bfloat16", "float16"], "arithmetic of the encoder")}
 _TARGET_MPP = {"target_mpp": Setting(Mpp | None, "what images are resampled to; by default the model's", "um a pixel")}
@@ -193,20 +197,24 @@ _GIVEN_MPP = {
     "mpp": Setting(Mpp | None, "pixel size, where files do not say it or say it wrong: 20x is 0.5", "um a pixel")
 }
 _ALIGNMENT = {
-    "domain_images": Setting(CountOrNone, "images of each domain that the out-of-domain score learns; 0: no score"),
+    "domain_images": Setting(
+        CountOrNone, "images of each domain that the out-of-domain score learns; 0: no score", free=True
+    ),
     **_TILE,
 }
 _OUTPUT = {"output_dir": Setting(Folder, "where results go")}
 _TRAINING = {
-    "max_epochs": Setting(Count, "epochs to train"),
+    "max_epochs": Setting(Count, "epochs to train", free=True),
     "batches_per_epoch": Setting(Count, "training steps in one epoch"),
     "backbone": Setting(Backbone, "encoder"),
-    "backbone_weights": Setting(Path | None, "checkpoint of SAM or MobileSAM, or a model; by default found or fetched"),
+    "backbone_weights": Setting(
+        Path | None, "checkpoint of SAM or MobileSAM, or a model; by default found or fetched", free=True
+    ),
     "cache_dir": Setting(Folder, "where encoded features are kept"),
     "models_dir": Setting(Folder, "folder with model.pt and backbones/"),
     **_TARGET_MPP,
 }
-_RUN_ID = {"mlflow_run_id": Setting(Text | None, "MLflow run to file this in, instead of a new one")}
+_RUN_ID = {"mlflow_run_id": Setting(Text | None, "MLflow run to file this in, instead of a new one", free=True)}
 
 SETTINGS: dict[str, dict[str, Setting]] = {
     "inference": {
@@ -261,11 +269,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             Names | Annotated[list, Field(max_length=0)], "names of those whose labels are never read, or 'none'"
         ),
         "init_model": Setting(Path | None, "model to begin with"),
-        "resume": Setting(Bool, "go on with an interrupted run, exactly"),
-        "run_name": Setting(Name, "name of the run, and of its folder in output_dir"),
+        "resume": Setting(Bool, "go on with an interrupted run, exactly", free=True),
+        "run_name": Setting(Name, "name of the run, and of its folder in output_dir", free=True),
         "keep": Setting(Literal["best", "last"], "which weights become model.pt"),
-        "val_interval": Setting(Count, "epochs from one validation to the next"),
-        "patience": Setting(CountOrNone, "validations without a new best after which training stops; 0: never"),
+        "val_interval": Setting(Count, "epochs from one validation to the next", free=True),
+        "patience": Setting(
+            CountOrNone, "validations without a new best after which training stops; 0: never", free=True
+        ),
         "start_counts": Setting(Bool, "keep init_model where training makes it no better"),
         "learning_rate": Setting(_number(ge=0, le=1), "of AdamW"),
         "weight_decay": Setting(NotNegative, "of AdamW"),
@@ -291,21 +301,23 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "cache": Setting(Literal["on", "off"], "store encoded windows; off encodes in every step"),
         "cache_windows": Setting(Count, "augmented windows of each image that are stored"),
-        "cache_rate": Setting(Share, "share of the decoded images (with cache on: of validation) held in memory"),
+        "cache_rate": Setting(
+            Share, "share of the decoded images (with cache on: of validation) held in memory", free=True
+        ),
         "gaps": Setting(Literal["keep", "close", "auto"], "lines of background drawn between nuclei that touch"),
         "limit_groups": Setting(Count | None, "patients of the primary domain to train on"),
         "held_out": Setting(ShareBelow1, "of each training image, for validation where there is none"),
-        "leakage": Setting(Literal["refuse", "allow"], "what to do where test images are trained on"),
-        "overlay_images": Setting(CountOrNone, "validation images in the overlay at the end; 0: none"),
-        "alignment_report": Setting(Bool, "measure at the end whether domains were aligned"),
-        "alignment_windows": Setting(Count, "windows of each domain for that report"),
+        "leakage": Setting(Literal["refuse", "allow"], "what to do where test images are trained on", free=True),
+        "overlay_images": Setting(CountOrNone, "validation images in the overlay at the end; 0: none", free=True),
+        "alignment_report": Setting(Bool, "measure at the end whether domains were aligned", free=True),
+        "alignment_windows": Setting(Count, "windows of each domain for that report", free=True),
         **_ALIGNMENT,
         "publish_path": Setting(Path | None, "where the model is copied to at the end"),
-        "publish": Setting(Literal["better", "always"], "whether it replaces a better one there"),
+        "publish": Setting(Literal["better", "always"], "whether it replaces a better one there", free=True),
         **_DEVICE,
         **_AMP,
         **_COMPILE,
-        "num_workers": Setting(CountOrNone, "processes that load data; 0: this one"),
+        "num_workers": Setting(CountOrNone, "processes that load data; 0: this one", free=True),
         **_TRACKING,
         **_RUN_ID,
         **_SEED,

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from monai.bundle import ConfigParser
+from scripts.settings import SETTINGS
 from scripts.setup_run import executed_config, path_keys
 
 __all__ = ["RunSettings", "differences"]
@@ -25,7 +26,8 @@ class RunSettings:
     Args:
         defaults: the bundle's own config, without overrides.
         version: of the bundle, whose keys differ from those of another version.
-        free: further keys (with ``*`` for anything) that may change while a run is interrupted.
+        free: keys (with ``*`` for anything) that may change while a run is interrupted, besides the settings of which
+            ``scripts.settings`` says so.
         config: the config of the run; None takes the one that is executed.
     """
 
@@ -38,7 +40,8 @@ class RunSettings:
     ) -> None:
         content = ConfigParser.load_config_file(defaults)
         steps = [f"{key}::*" for key, value in content.items() if isinstance(value, list)]
-        self.version, self.free = version, [*free, *path_keys(content), *steps, "finalize::*"]
+        settings = [name for key, setting in SETTINGS["train"].items() if setting.free for name in (key, f"{key}::*")]
+        self.version, self.free = version, [*free, *settings, *path_keys(content), *steps, "finalize::*"]
         self._defaults = dict(_leaves(content))
         self.values = {
             key: value
