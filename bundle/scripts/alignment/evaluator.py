@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,12 +9,15 @@ from monai.data import DataLoader, Dataset
 from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator
 from monai.transforms import Compose
 from scripts.alignment.features import RegionFeatures
+from scripts.alignment.report import AlignmentReport
 from scripts.alignment.windows import CutWindows, window_items
+from scripts.data.domains import domain_names
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import ToTargetMppd
+from scripts.networks.adapters import share_frozen
 from torch import nn
 
-__all__ = ["alignment_evaluator", "window_dataset"]
+__all__ = ["alignment_evaluator", "final_alignment", "window_dataset"]
 
 
 def window_dataset(
@@ -63,3 +67,38 @@ def alignment_evaluator(
         decollate=False,
         amp=amp,
     )
+
+
+def final_alignment(
+    network: nn.Module,
+    domains: Sequence[dict],
+    windows_per_domain: int,
+    window_size: int,
+    target_mpp: float | None,
+    output_dir: str | os.PathLike,
+    run: str,
+    device: torch.device,
+    amp: bool = False,
+) -> SupervisedEvaluator:
+    """
+    The alignment report of a training: on what it did not train on, against the network as it is now.
+
+    Args:
+        network: an ``AMASAM``; the control is a copy of what is trained in it.
+        domains: the domain list.
+        windows_per_domain, window_size, target_mpp: see :func:`window_dataset`.
+        output_dir: folder of the report.
+        run: its name, for the report.
+        device, amp: see :func:`alignment_evaluator`.
+    """
+    splits = ["validation", "testing"]
+    provenance = {
+        "run": run,
+        "splits": splits,
+        "window_size": window_size,
+        "windows_per_domain": windows_per_domain,
+        "target_mpp": target_mpp,
+    }
+    report = AlignmentReport(output_dir, domain_names(domains), provenance)
+    dataset = window_dataset(domains, splits, windows_per_domain, window_size, target_mpp, strict=False)
+    return alignment_evaluator(network, dataset, [report], device, amp, share_frozen(network))

@@ -5,11 +5,14 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from monai.transforms import Compose, RandomizableTransform, ScaleIntensityRanged, SelectItemsd, Transform
-from scripts.data.transforms import SplitTargetsd
+from scripts.data.annotation_style import CloseGaps
+from scripts.data.holding_out import CutSpan
+from scripts.data.readers import LoadNucleid
+from scripts.data.transforms import SplitTargetsd, ToTargetMppd
 from scripts.networks.adapters import is_adapter
 from torch import nn
 
-__all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop", "named_steps", "training_steps"]
+__all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop", "named_steps", "training_steps", "validation_steps"]
 
 
 def named_steps(**steps: Callable[[dict], dict]) -> Compose:
@@ -17,11 +20,15 @@ def named_steps(**steps: Callable[[dict], dict]) -> Compose:
     return Compose(list(steps.values()))
 
 
-def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.Module, crop_size: int) -> Compose:
+def training_steps(
+    target_mpp: float | None, augmentation: Compose, targets: str, cache: str, encoder: nn.Module, crop_size: int
+) -> Compose:
     """
-    From an image and its nuclei to what a batch is made of: augmentation, targets and, with the cache, features.
+    From the files of an image and its nuclei to what a batch is made of: the part that is trained on, annotated in
+    one style, at one pixel size, augmented; targets; and, with the cache, features.
 
     Args:
+        target_mpp: micrometres per pixel that images are resampled to; None leaves them.
         augmentation: random transforms of ``image`` (3, H, W) and ``label`` (1, H, W); intensities are then clipped to
             [0, 255].
         targets: what is taught, see :func:`scripts.nuclei.targets.make_targets`.
@@ -35,12 +42,22 @@ def training_steps(augmentation: Compose, targets: str, cache: str, encoder: nn.
     """
     clip = ScaleIntensityRanged("image", a_min=0, a_max=255, b_min=0, b_max=255, clip=True)
     augmented = Compose([*augmentation.transforms, clip, SplitTargetsd("label", targets=targets)])
+    read = [LoadNucleid(), CutSpan(), CloseGaps(), ToTargetMppd(target_mpp)]
     batched = SelectItemsd(["image", "target", "features", "domain"], allow_missing_keys=True)
     if cache == "off":
-        return Compose([augmented, batched])
-    return Compose(
-        [DrawVariant(augmented), EncodeFeatures(encoder), RandFeatureCrop(crop_size, encoder.stored_strides), batched]
-    )
+        return Compose([*read, augmented, batched])
+    encoded = [DrawVariant(augmented), EncodeFeatures(encoder), RandFeatureCrop(crop_size, encoder.stored_strides)]
+    return Compose([*read, *encoded, batched])
+
+
+def validation_steps(target_mpp: float | None) -> Compose:
+    """
+    From the files of an image and its nuclei to ``image`` and ``label``, whole or the part that was held out.
+
+    Args:
+        target_mpp: micrometres per pixel that both are resampled to; None leaves them.
+    """
+    return Compose([LoadNucleid(), CutSpan(), ToTargetMppd(target_mpp), SelectItemsd(["image", "label"])])
 
 
 class DrawVariant(Transform):  # renaming it would leave all stored features unused: they are named after it

@@ -22,7 +22,7 @@ from scripts.out_of_domain.reference import DomainReference, window_features
 from torch import nn
 from tqdm import tqdm
 
-__all__ = ["DescribeDomains", "domain_images", "few_of_each_domain"]
+__all__ = ["DescribeDomains", "few_of_each_domain"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +37,6 @@ def few_of_each_domain(items: Sequence[dict[str, Any]], count: int) -> list[dict
     return [item for own in domains.values() for item in in_turn(own)[:count]]
 
 
-def domain_images(items: Sequence[dict[str, Any]], count: int, target_mpp: float | None) -> Dataset:
-    """
-    What a domain is described by: some of its images, with their nuclei, not augmented.
-
-    Args:
-        items: of ``load_items``.
-        count: at most so many of each domain.
-        target_mpp: micrometres per pixel that they are resampled to; None leaves them.
-    """
-    return Dataset(few_of_each_domain(items, count), Compose([LoadNucleid(), ToTargetMppd(target_mpp)]))
-
-
 class DescribeDomains:
     """
     Writes into a model file where its training images lie in the space of the frozen encoder's features, and how large
@@ -59,9 +47,9 @@ class DescribeDomains:
 
     Args:
         network: an ``AMASAM``.
-        dataset: gives items with ``image`` (3, H, W) RGB in [0, 255] of the training images, not augmented, at the
-            network's pixel size, and ``label`` (1, H, W), their nuclei; its ``data`` has ``domain`` and ``group`` of
-            each.
+        items: the training images and their labels, of ``load_items``.
+        count: at most so many of each domain are looked at, not augmented.
+        target_mpp: micrometres per pixel that they are resampled to; None leaves them.
         domain_names: by index.
         inferer: as in inference, so that the same windows are seen.
         path: the model file.
@@ -71,13 +59,17 @@ class DescribeDomains:
     def __init__(
         self,
         network: nn.Module,
-        dataset: Dataset,
+        items: Sequence[dict[str, Any]],
+        count: int,
+        target_mpp: float | None,
         domain_names: Sequence[str],
         inferer: Callable[..., torch.Tensor],
         path: str | os.PathLike,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.network, self.dataset, self.domain_names = network, dataset, list(domain_names)
+        steps = Compose([LoadNucleid(), ToTargetMppd(target_mpp)])
+        self.dataset = Dataset(few_of_each_domain(items, count), steps)
+        self.network, self.domain_names = network, list(domain_names)
         self.inferer, self.path, self.device = inferer, path, device
 
     def attach(self, engine: Engine) -> None:

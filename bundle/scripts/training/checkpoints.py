@@ -14,8 +14,9 @@ from scripts.errors import DataError
 from scripts.files import atomic_path
 from scripts.training.keeping import EarlyStop, KeptModel
 from scripts.training.run_settings import RunSettings, differences
+from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["ANEW", "FinishedRun", "ScheduleState", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
+__all__ = ["ANEW", "FinishedRun", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ GO_ON = "The same command with --resume true goes on after the last epoch that w
 ANEW = "Give the output_dir or the run_name of the run to go on with, or drop --resume to start anew"
 
 
-class ScheduleState:
+class _ScheduleState:
     """
     Where a learning-rate schedule stands, for a checkpoint; how long it is stays as configured, so that a resumed run
     may be made longer.
@@ -59,7 +60,8 @@ class TrainingCheckpoint:
 
     Args:
         path: the file.
-        parts: objects with ``state_dict``/``load_state_dict``, by name.
+        parts: objects with ``state_dict``/``load_state_dict``, by name; a learning-rate schedule may be longer in a
+            resumed run than it was.
         kept_model, early_stop: attached with this handler, after loading and before saving, for what they remember
             belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
@@ -81,6 +83,9 @@ class TrainingCheckpoint:
         self.kept_model, self.early_stop = kept_model, early_stop
         # "best_model" is its name in the checkpoints of earlier versions
         self.parts = {**parts, "best_model": kept_model, "early_stop": early_stop}
+        for name, part in parts.items():
+            if isinstance(part, LRScheduler):
+                self.parts[name] = _ScheduleState(part)
 
     def attach(self, engine: Engine) -> None:
         if self.resume:  # first: what is resumed has judged its start already

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -26,6 +25,7 @@ __all__ = ["ClosingLines", "ValidationOverlay"]
 
 logger = logging.getLogger(__name__)
 
+NUCLEI = {"min_area": 40, "min_solidity": 0.85}  # as inference.json has it
 SIDE = 512  # of the piece that is shown of an image, in pixels
 
 
@@ -43,7 +43,7 @@ class ValidationOverlay:
         inferer: as in validation.
         kept_model: file of the weights kept, see ``keeping.KeptModel``.
         path: the picture to write.
-        settings: of ``logits_to_instances``.
+        targets: what the channels mean, see :mod:`scripts.nuclei.targets`.
         count: greatest number of images.
         device: of the network.
     """
@@ -55,11 +55,11 @@ class ValidationOverlay:
         inferer: Callable[..., torch.Tensor],
         kept_model: str | os.PathLike,
         path: str | os.PathLike,
-        settings: dict[str, Any],
+        targets: str,
         count: int = 4,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.dataset, self.network, self.inferer, self.settings = dataset, network, inferer, settings
+        self.dataset, self.network, self.inferer, self.targets = dataset, network, inferer, targets
         self.kept_model, self.path, self.count, self.device = Path(kept_model), Path(path), count, device
 
     def attach(self, engine: Engine) -> None:
@@ -90,7 +90,7 @@ class ValidationOverlay:
         item = self.dataset[index]
         image, label = (torch.as_tensor(np.asarray(item[key])) for key in ("image", "label"))
         logits = self.inferer(image[None].float().to(self.device), self.network)[0]
-        mask, instances = logits_to_instances(logits, **self.settings)
+        mask, instances = logits_to_instances(logits, targets=self.targets, **NUCLEI)
         scores = image_metrics(mask, label > 0, instances, label, None)
         name = Path(str(self.dataset.data[index]["image"])).name
         title = f"{name}  Dice {scores['dice']:.2f}  found {scores['n_pred']} (yellow) of {scores['n_true']} (cyan)"
