@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["DataError", "root_cause"]
+__all__ = ["DataError", "only_warned", "root_cause"]
 
 
 class DataError(ValueError):
@@ -29,3 +32,19 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None and not isinstance(error, DataError):
         error = error.__cause__
     return error
+
+
+@contextmanager
+def only_warned(logger: logging.Logger, what: str) -> Iterator[None]:
+    """
+    What goes wrong inside becomes a warning, for hours of training end there.
+
+    Args:
+        logger: that of the module.
+        what: what is lost by it.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        cause = root_cause(error)
+        logger.warning("%s: %s", what, cause, exc_info=not isinstance(cause, DataError))

@@ -128,7 +128,6 @@ CountOrNone = _whole(ge=0)
 Share = _number(ge=0, le=1)
 ShareBelow1 = _number(ge=0, lt=1)
 Between = _number(gt=0, lt=1)
-Positive = _number(gt=0)
 NotNegative = _number(ge=0)
 Mpp = _number(ge=0.05, le=20)  # pixel_size.PLAUSIBLE_MPP
 Split = Literal["training", "validation", "testing"]

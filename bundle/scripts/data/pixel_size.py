@@ -23,7 +23,6 @@ MICROMETRES = {
     "Å": 1e-4,
 }
 MICROMETRES |= {"in": 25400.0, "inch": 25400.0}
-RESOLUTION_UNITS = {2: 25400.0, 3: 1e4, 4: 1e3, 5: 1.0}  # of TIFF's tag: inch, cm, and in newer files mm, um
 
 
 def same_mpp(one: float, other: float) -> bool:

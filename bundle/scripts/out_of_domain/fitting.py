@@ -16,7 +16,7 @@ from monai.transforms import Compose
 from scripts.data.domains import in_turn
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import ToTargetMppd
-from scripts.errors import DataError, root_cause
+from scripts.errors import DataError, only_warned
 from scripts.networks.model_file import add_to_model_file
 from scripts.out_of_domain.reference import DomainReference, window_features
 from torch import nn
@@ -117,9 +117,5 @@ class DescribeDomains:
     def _completed(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
-        try:
+        with only_warned(logger, "the model will give no out-of-domain scores"):
             self()
-        except Exception as error:  # noqa: BLE001 hours of training end here
-            cause = root_cause(error)
-            known = isinstance(cause, DataError)
-            logger.warning("the model will give no out-of-domain scores: %s", cause, exc_info=not known)

@@ -9,7 +9,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from scripts.errors import DataError, root_cause
+from scripts.errors import DataError, only_warned
 from scripts.networks.loading import is_frozen, load_model
 from scripts.networks.model_file import read_model_file
 
@@ -40,16 +40,12 @@ class FinalReport:
     def __call__(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
-        try:
+        with only_warned(logger, "no report at the end of training"):
             if not self.evaluator.state.epoch_length:
                 raise DataError("alignment", "no domain has an image for the report", "Give validation images")
             with kept_weights(self.network, self.kept_model):
                 self.evaluator.run()
-        except Exception as error:  # noqa: BLE001 hours of training end here
-            cause = root_cause(error)
-            logger.warning("no report at the end of training: %s", cause, exc_info=not isinstance(cause, DataError))
-            return
-        engine.state.metrics.update(self.evaluator.state.metrics)
+            engine.state.metrics.update(self.evaluator.state.metrics)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.data import Dataset
 from PIL import Image
 from scripts.data.domains import in_turn
-from scripts.errors import DataError, root_cause
+from scripts.errors import only_warned
 from scripts.files import atomic_path
 from scripts.networks.model_file import read_model_file
 from scripts.nuclei.instances import logits_to_instances
@@ -70,16 +70,12 @@ class ValidationOverlay:
             return
         training = self.network.training
         self.network.eval()
-        try:
+        with only_warned(logger, "no overlay of the training"):
             with kept_weights(self.network, self.kept_model), torch.inference_mode():
                 pieces = [self._draw(index) for index in self._chosen()]
             with atomic_path(self.path) as partial:
                 Image.fromarray(contact_sheet(pieces, columns=2)).save(partial)
-        except Exception as error:  # noqa: BLE001 hours of training end here
-            cause = root_cause(error)
-            logger.warning("no overlay of the training: %s", cause, exc_info=not isinstance(cause, DataError))
-        finally:
-            self.network.train(training)
+        self.network.train(training)
 
     def _chosen(self) -> list[int]:
         # who replaces the items, as MONAI Label does, may give no more than files
