@@ -214,6 +214,7 @@ class ExperimentStore:
         return [run for run in runs if _PARENT_TAG not in run.data.tags]
 
     def _search(self, experiment_id: str, condition: str) -> list[Run]:
+        """All pages of them; ``mlflow.search_runs`` does that for the one store of the whole process alone."""
         runs: list[Run] = []
         token = None
         while True:
