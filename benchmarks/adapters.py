@@ -62,7 +62,7 @@ class _Training:
 
         config = open_config(
             "train", "train", backbone=args.backbone, backbone_weights="random", adapters=adapters, output_dir=folder,
-            crop_size=args.crop_size, batch_size=args.batch_size, cache_variants=1, batches_per_epoch=1000,
+            crop_size=args.crop_size, batch_size=args.batch_size, cache_windows=1, batches_per_epoch=1000,
             dataset_dir=make_synthetic(f"{folder}/synthetic"), run_name=adapters,
         )  # fmt: skip
         self.trainer, self.network = (config.get_parsed_content(key) for key in ("train::trainer", "network"))

@@ -39,6 +39,7 @@ MODULES = {
     "slides/ownership.py": ["slides/test_ownership.py"],
     "slides/journal.py": ["slides/test_journal.py"],
     "training/checkpoints.py": ["training/test_checkpoints.py"],
+    "training/keeping.py": ["training/test_checkpoints.py"],
     "training/history.py": ["training/test_history.py"],
     "files.py": ["test_files.py"],
 }
@@ -191,8 +192,8 @@ FOUND = {
         "training/iteration.py", "(state.iteration - 1) / max(", "max(0, state.iteration - 2) / max(",
     ),
     "a resumed run forgets its best score": (
-        "training/checkpoints.py", "self.best, self.best_epoch, self.stale = state[\"best\"], state",
-        "self.best_epoch, self.stale = state",
+        "training/keeping.py", "self.best, self.best_epoch = state[\"best\"], state[\"best_epoch\"]",
+        "self.best_epoch = state[\"best_epoch\"]",
     ),
     "labels off by half a pixel": ("data/transforms.py", "(torch.arange(new) + 0.5)", "torch.arange(new)"),
     "sizes rounded down": ("data/transforms.py", "max(round(side * float(mpp)", "max(int(side * float(mpp)"),

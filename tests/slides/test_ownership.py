@@ -20,7 +20,7 @@ def tiles() -> list[Tile]:
 
 def nucleus(tile: Tile, x: float, y: float, side: int = 10, width: int | None = None) -> SimpleNamespace:
     """A square, or a rectangle, of which the tile says that its centre is at (x, y) of the slide's pixels."""
-    x, y, width = x - tile.window[0], y - tile.window[1], width or side
+    x, y, width = x - tile.square[0], y - tile.square[1], width or side
     top, left = round(y - side / 2), round(x - width / 2)
     return SimpleNamespace(x=x, y=y, box=(top, left, top + side, left + width), mask=np.ones((side, width), bool))
 
@@ -43,7 +43,7 @@ def test_a_nucleus_belongs_to_the_tile_whose_core_has_its_centre(tiles):
         seen = {
             (tile.row, tile.column): [(x, y)]
             for tile in tiles
-            if abs(x - tile.window[0] - 96) < 91 and abs(y - tile.window[1] - 96) < 91
+            if abs(x - tile.square[0] - 96) < 91 and abs(y - tile.square[1] - 96) < 91
         }
         assert given_out(tiles, seen) == {(y // STEP, x // STEP): [(x, y)]}
 

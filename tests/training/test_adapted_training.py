@@ -71,7 +71,7 @@ def test_what_was_stored_without_adapters_is_never_taken_for_them(open_training,
     paths = {}
     for adapters in ("none", "late", "early", "all"):
         workflow = open_training(tmp_path, adapters=adapters, cache_dir=str(tmp_path / "features"), auxiliary="none",
-                                 mode="single", limit_groups=1, cache_variants=1)  # fmt: skip
+                                 mode="single", limit_groups=1, cache_windows=1)  # fmt: skip
         dataset = workflow.parser.get_parsed_content("train::dataset")
         paths[adapters] = dataset.path(0, 0)
     assert len(set(paths.values())) == 3

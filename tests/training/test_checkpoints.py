@@ -9,15 +9,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.optimizers import WarmupCosineSchedule
 from scripts.errors import DataError
-from scripts.training import checkpoints
-from scripts.training.checkpoints import (
-    FinishedRun,
-    KeptModel,
-    ScheduleState,
-    TrainingCheckpoint,
-    check_resume,
-    read_checkpoint,
-)  # fmt: skip
+from scripts.training import keeping
+from scripts.training.checkpoints import FinishedRun, ScheduleState, TrainingCheckpoint, check_resume, read_checkpoint
+from scripts.training.keeping import EarlyStop, KeptModel
 
 NONE = None  # no validation took place
 
@@ -39,12 +33,12 @@ class Settings:
 def saved(monkeypatch):
     """Provenance of each model that was written, in order."""
     models = []
-    monkeypatch.setattr(checkpoints, "save_model", lambda path, network, provenance, about: models.append(provenance))
+    monkeypatch.setattr(keeping, "save_model", lambda path, network, provenance, about: models.append(provenance))
     return models
 
 
-def train(tmp_path, scores, stop_after=None, start=None, resume=False, parts=None, **options) -> KeptModel:
-    """Train with a score (or none) after each epoch; as if killed in the epoch behind ``stop_after``."""
+def train(tmp_path, scores, stop_after=None, start=None, resume=False, parts=None, patience=0, **options):
+    """Train with a score (or none) after each epoch; as if killed in the epoch behind ``stop_after``. The KeptModel."""
     kept = KeptModel(torch.nn.Identity(), tmp_path / "model.pt", {"by": "test"}, start=start, **options)
     trainer = Engine(lambda engine, batch: None)
     trainer.state.device = torch.device("cpu")
@@ -59,8 +53,9 @@ def train(tmp_path, scores, stop_after=None, start=None, resume=False, parts=Non
         score = scores[engine.state.epoch - 1]
         engine.state.metrics = {} if score is None else {"val_dice": score}
 
-    TrainingCheckpoint(tmp_path / "checkpoint.pt", parts or {}, kept, {"kind": "t"}, Settings(), resume).attach(trainer)
-    FinishedRun(tmp_path / "checkpoint.pt").attach(trainer)
+    path, stop = tmp_path / "checkpoint.pt", EarlyStop(kept, patience)
+    TrainingCheckpoint(path, parts or {}, kept, stop, {"kind": "t"}, Settings(), resume).attach(trainer)
+    FinishedRun(path).attach(trainer)
     if stop_after is None:
         trainer.run([0, 0], max_epochs=len(scores))
     else:
@@ -95,7 +90,7 @@ def test_what_is_told_at_the_end(tmp_path, saved, caplog):
     train(tmp_path, [0.3, 0.2])
     train(tmp_path, [0.3, 0.2], keep="last")
     train(tmp_path, [NONE, NONE])
-    told = [r.getMessage().partition(": ")[2] for r in caplog.records if r.name.endswith("checkpoints")]
+    told = [r.getMessage().partition(": ")[2] for r in caplog.records if r.name.endswith("keeping")]
     assert told[0] == "best val_dice 0.3000, epoch 1"
     assert told[1] == "last epoch, 2; best val_dice 0.3000, epoch 1"
     assert told[2].endswith("model.pt holds the last epoch, 2")
@@ -119,8 +114,9 @@ def test_a_resumed_run_remembers_its_best_and_its_patience(tmp_path, saved):
     assert epochs(saved) == [(1, 0.5)]
     kept = train(tmp_path, scores, resume=True, patience=3)
     assert epochs(saved) == [(1, 0.5)], "the best before the interruption was better"
-    assert (kept.best, kept.best_epoch, kept.stale) == (0.5, 1, 3)
-    assert read_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 4, "two before the interruption, and two behind"
+    content = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert (kept.best, kept.best_epoch, content["parts"]["early_stop"]) == (0.5, 1, {"stale": 3})
+    assert content["epoch"] == 4, "two before the interruption, and two behind"
 
 
 class Judge:

@@ -40,7 +40,7 @@ def test_an_unlabelled_auxiliary_is_aligned_and_its_labels_are_never_opened(open
     _hide_labels(data, "synthetic_dark")
     workflow = open_training(
         tmp_path, dataset_dir=str(data), unlabelled="synthetic_dark", max_epochs=2, alignment_report=True, cache=cache,
-        cache_dir=str(tmp_path / "features"), cache_variants=1,
+        cache_dir=str(tmp_path / "features"), cache_windows=1,
     )  # fmt: skip
     trainer, seen = workflow.parser.get_parsed_content("train::trainer"), []
 
@@ -65,7 +65,7 @@ def test_an_unlabelled_primary_is_aligned_to_and_the_last_weights_are_kept(open_
     with caplog.at_level(logging.INFO):
         open_training(
             tmp_path, dataset_dir=str(data), unlabelled="synthetic_pink", max_epochs=2, adapters="late",
-            cache_dir=str(tmp_path / "features"), cache_variants=1,
+            cache_dir=str(tmp_path / "features"), cache_windows=1,
         ).run()  # fmt: skip
     assert "the primary 'synthetic_pink' has no labels: its Dice cannot be known" in caplog.text
     run_dir = tmp_path / "synthetic_pink_ama_seed0"

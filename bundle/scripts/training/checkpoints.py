@@ -16,7 +16,7 @@ from scripts.training.keeping import EarlyStop, KeptModel
 from scripts.training.run_settings import RunSettings, differences
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["ANEW", "FinishedRun", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
+__all__ = ["ANEW", "FinishedRun", "ScheduleState", "TrainingCheckpoint", "check_resume", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ GO_ON = "The same command with --resume true goes on after the last epoch that w
 ANEW = "Give the output_dir or the run_name of the run to go on with, or drop --resume to start anew"
 
 
-class _ScheduleState:
+class ScheduleState:
     """
     Where a learning-rate schedule stands, for a checkpoint; how long it is stays as configured, so that a resumed run
     may be made longer.
@@ -85,7 +85,7 @@ class TrainingCheckpoint:
         self.parts = {**parts, "best_model": kept_model, "early_stop": early_stop}
         for name, part in parts.items():
             if isinstance(part, LRScheduler):
-                self.parts[name] = _ScheduleState(part)
+                self.parts[name] = ScheduleState(part)
 
     def attach(self, engine: Engine) -> None:
         if self.resume:  # first: what is resumed has judged its start already
