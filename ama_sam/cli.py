@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import gc
 import json
 import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ama_sam.commands import COMMANDS, Command
@@ -153,11 +155,16 @@ def _run(command: Command, settings: dict[str, Any]) -> int:
     import logging
     import warnings
 
-    from monai.bundle import run
     from scripts.wording import use_commands
 
     from ama_sam.closing import closing_lines
+    from ama_sam.importing import without_garbage_search, without_optional_packages
 
+    # parts of a user's own may need whatever there is
+    own = len(settings["config_file"]) > len(command.configs) or any("::" in key for key in settings)
+    with without_garbage_search(), nullcontext() if own or not command.lean else without_optional_packages():
+        from monai.bundle import run
+    gc.freeze()  # what is loaded need not be searched later either
     use_commands({each.verb: f"ama-sam {name}" for name, each in COMMANDS.items() if name != "adapt"})
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

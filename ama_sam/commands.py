@@ -16,6 +16,7 @@ class Command(NamedTuple):
         source: the setting that the first argument gives, None where there is none.
         shown: what help calls that argument.
         needed: whether it must be given.
+        lean: whether it needs none of MONAI's optional packages (see :mod:`ama_sam.importing`).
     """
 
     verb: str
@@ -24,13 +25,14 @@ class Command(NamedTuple):
     source: str | None = "dataset_dir"
     shown: str = "DATA"
     needed: bool = False
+    lean: bool = False
 
 
 COMMANDS = {
     "segment": Command(
-        "inferring", ("inference",), "nuclei of an image or a folder of images", shown="IMAGES", needed=True
+        "inferring", ("inference",), "nuclei of an image or a folder of images", shown="IMAGES", needed=True, lean=True
     ),
-    "slide": Command("segmenting_slide", ("wsi",), "nuclei of whole slides", "slide", "SLIDES", True),
+    "slide": Command("segmenting_slide", ("wsi",), "nuclei of whole slides", "slide", "SLIDES", True, True),
     "train": Command("training", ("train",), "train on your domains"),
     "cache": Command("caching", ("train",), "encode the training images, and nothing else"),
     "adapt": Command("training", ("train", "few_shot"), "adapt the shipped weights to a few labelled tiles"),

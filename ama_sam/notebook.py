@@ -62,7 +62,10 @@ class Segmenter:
 
     def __init__(self, model: str | os.PathLike | None, device: str | None, settings: dict[str, Any]) -> None:
         use_bundle()
-        from monai.bundle import ConfigParser
+        from ama_sam.importing import without_garbage_search
+
+        with without_garbage_search():
+            from monai.bundle import ConfigParser
         from scripts.errors import DataError, root_cause
         from scripts.judging import is_programmed, judge, nearest
         from scripts.settings import SETTINGS

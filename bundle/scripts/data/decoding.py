@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
-import nibabel
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
@@ -145,6 +144,8 @@ def _decode_tiff(path: Path) -> Stored:
 
 
 def _decode_nifti(path: Path) -> Stored:
+    import nibabel  # slow to import, and seldom needed
+
     image = nibabel.load(path)
     check_size(path, image.shape, 1, image.get_data_dtype())
     pixels = np.asanyarray(image.dataobj)

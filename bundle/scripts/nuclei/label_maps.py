@@ -4,7 +4,6 @@ import gzip
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import tifffile
 from monai.transforms import MapTransform
@@ -40,6 +39,8 @@ def save_label_map(path: Path, instances: np.ndarray, mpp: float | None = None) 
             density = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
             tifffile.imwrite(partial, values, compression="zlib", **density)
         else:
+            import nibabel  # slow to import, and seldom needed
+
             side = 1.0 if mpp is None else mpp / 1000  # NIfTI counts in millimetres and stores (x, y)
             volume = nibabel.Nifti1Image(values.T[..., None], np.diag([side, side, 1.0, 1.0]))
             partial.write_bytes(gzip.compress(volume.to_bytes(), compresslevel=1, mtime=0))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scripts.errors import DataError
-from sklearn.covariance import LedoitWolf
 
 __all__ = ["UNUSUAL", "WINDOW", "DomainReference", "DomainScore", "window_features"]
 
@@ -115,6 +114,8 @@ class DomainReference:
     @classmethod
     def _of(cls, features: np.ndarray, domain: np.ndarray, names: Sequence[str], held_out: list) -> DomainReference:
         means = np.stack([features[domain == index].mean(axis=0) for index in range(len(names))])
+        from sklearn.covariance import LedoitWolf  # slow to import, and only fitting needs it
+
         precision = LedoitWolf(assume_centered=True).fit(features - means[domain]).precision_
         return cls(list(names), *(torch.as_tensor(values).float() for values in (means, precision)), held_out)
 
