@@ -20,9 +20,13 @@ from scripts.errors import DataError
 from ama_sam.commands import COMMANDS
 
 
+SLOW = {"torch", "itk", "matplotlib", "mlflow", "nibabel", "pandas", "sklearn"}  # packages, to import
+
+
 def _run(*arguments, cwd, path=REPO):
-    """What ``ama-sam`` does in a process of its own, and whether torch was imported for it."""
-    code = "import sys; from ama_sam.cli import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
+    """What ``ama-sam`` does in a process of its own; its last line tells which of ``SLOW`` were imported for it."""
+    code = "import sys; from ama_sam.cli import main; code = main(); "
+    code += f"print(*sorted({SLOW} & sys.modules.keys())); sys.exit(code)"
     environment = {**os.environ, "PYTHONPATH": str(path), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
@@ -73,7 +77,7 @@ def test_help_lists_every_setting(name, tmp_path, capsys):
 )
 def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, told):
     done = _run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout.strip() == "False"
+    assert done.returncode == 1 and done.stdout == "\n"
     assert done.stderr.startswith("Error: ") and told in done.stderr and done.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
@@ -93,6 +97,28 @@ def test_one_image_is_segmented_and_the_last_lines_say_what_was_done(segmented):
     nuclei = json.loads((out / "summary.json").read_text())["nuclei"]
     assert f"Segmented 1 image: {nuclei} nuclei.\n" in done.stdout and f"Results: {out}\n" in done.stdout
     assert "input summary" not in done.stdout and "GHSA" not in done.stdout + done.stderr
+
+
+def test_segmenting_imports_nothing_that_only_training_needs(segmented):
+    assert segmented[1].stdout.splitlines()[-1] == "torch"
+
+
+def test_a_package_left_out_is_imported_when_an_image_or_a_format_needs_it(tile, model, tmp_path):
+    itk = pytest.importorskip("itk")
+    itk.imwrite(itk.image_from_array(np.asarray(Image.open(tile)), is_vector=True), str(tmp_path / "tile.mha"))
+    arguments = ["segment", "tile.mha", "-o", "out", "--mpp", "0.25", "--ckpt_path", model, "--device", "cpu"]
+    done = _run(*arguments, "--tile_size", "256", "--label_format", "nii.gz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "tile_instances.nii.gz").is_file()
+    assert done.stdout.splitlines()[-1] == "itk nibabel torch"
+
+
+def test_a_config_of_the_users_own_finds_all_that_is_installed(tile, model, tmp_path):
+    (tmp_path / "mine.json").write_text('{"imports": ["$import os", "$import torch", "$import mlflow"]}')
+    arguments = ["segment", tile, "-o", "out", "--mpp", "0.25", "--ckpt_path", model, "--device", "cpu"]
+    done = _run(*arguments, "--tile_size", "256", "--config", "mine.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"mlflow", "itk", "pandas"} <= set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("kind", ["path", "array", "PIL"])
