@@ -186,7 +186,8 @@ def _run(command: Command, settings: dict[str, Any]) -> int:
         if not isinstance(cause := root_cause(error), DataError):
             raise
         return _refused(str(cause))
-    print("\n".join(closing_lines(command.verb, settings)))
+    for line in closing_lines(command.verb, settings):
+        print(line)
     return code
 
 

@@ -7,10 +7,16 @@ from typing import Any
 __all__ = ["closing_lines"]
 
 
+# their own last lines name what was done, and the run's or slide's own folder
+_SAY_IT_THEMSELVES = {"training", "caching", "clearing_cache", "experimenting", "comparing", "segmenting_slide"}
+
+
 def closing_lines(verb: str, settings: dict[str, Any]) -> list[str]:
     """What was done, and where the results are; what to look at twice the verb has said just before."""
     from scripts.wording import counted
 
+    if verb in _SAY_IT_THEMSELVES:
+        return []
     folder = settings.get("output_dir")
     if folder is None:
         return ["Done."]
@@ -21,6 +27,30 @@ def closing_lines(verb: str, settings: dict[str, Any]) -> list[str]:
         lines.append(
             f"Segmented {counted(summary['images'], 'image')}: {counted(summary['nuclei'], 'nucleus', 'nuclei')}."
         )
+    if verb == "evaluating" and (folder / "metrics.json").is_file():
+        lines += _evaluated(folder)
+    if verb == "aligning" and (folder / "alignment.png").is_file():
+        lines.append(f"Look at {folder / 'alignment.png'}; in words and numbers: {folder / 'alignment.md'}")
+    if verb == "preparing":
+        lines += _prepared(folder, str(settings.get("name") or settings.get("dataset")))
     if (folder / "errors.csv").is_file():
         lines.append(f"What failed is listed in {folder / 'errors.csv'}.")
     return [*lines, f"Results: {folder}"]
+
+
+def _evaluated(folder: Path) -> list[str]:
+    domains = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["domains"]
+    counts = [f"{name} {about['images']}" for name, about in domains.items()]
+    true, found = (sum(about[key] for about in domains.values()) for key in ("n_true", "n_pred"))
+    return [
+        f"Evaluated, images by domain: {', '.join(counts)}; nuclei: {true} in the reference, {found} found.",
+        f"Look at {folder / 'overlays'} (best, median, worst image); each image's numbers: {folder / 'metrics.csv'}",
+    ]
+
+
+def _prepared(folder: Path, name: str) -> list[str]:
+    sheets = [folder / name / "contact_sheet.png"]
+    if not sheets[0].is_file():  # a set of several domains
+        sheets = sorted(folder.glob(f"{name}_*/contact_sheet.png"))
+    lines = [f"Look at {sheet}: are the outlines on the nuclei?" for sheet in sheets]
+    return [*lines, f"To train on it: ama-sam train {folder} --primary {sheets[0].parent.name}"] if lines else []

@@ -7,6 +7,8 @@ import inspect
 import json
 import re
 import shlex
+import shutil
+from pathlib import Path
 
 import monai.bundle
 import pytest
@@ -81,6 +83,66 @@ def test_a_command_names_verbs_configs_and_keys_that_exist(page, command):
 def test_a_command_that_is_out_of_step_is_found(command):
     with pytest.raises(Exception):  # noqa: B017 of several kinds
         test_a_command_names_verbs_configs_and_keys_that_exist("", f"python -m monai.bundle {command}")
+
+
+def _short_commands(text):
+    """Of ``ama-sam``, in blocks and in sentences."""
+    found = [line for block in _FENCE.findall(text) for line in block.splitlines()]
+    return [line for line in [*found, *re.findall(r"`([^`\n]+)`", text)] if line.startswith("ama-sam ")]
+
+
+SHORT = [(page.name, line) for page in PAGES for line in _short_commands(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page, line", SHORT)
+def test_a_short_command_names_sub_commands_and_options_that_exist(page, line):
+    from scripts.settings import SETTINGS
+
+    from ama_sam.commands import COMMANDS as SHORT_COMMANDS
+
+    name, *words = shlex.split(line)[1:]
+    if name in ("serve", "--help", "COMMAND"):
+        return
+    settings = SETTINGS[SHORT_COMMANDS[name.replace("-", "_")].configs[0]]
+    options = {word[2:].replace("-", "_") for word in words if word.startswith("--")} - {"help", "config"}
+    assert {option for option in options if "::" not in option} <= settings.keys()
+
+
+@pytest.mark.slow
+def test_the_short_commands_run_as_written(tmp_path, monkeypatch, capfd):
+    """Those of command.md's blocks, one after the other, at small size."""
+    from PIL import Image
+
+    from ama_sam.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    sample = BUNDLE / "sample" / "sample_tnbc"
+    shutil.copytree(sample, "DATA/theirs")
+    Path("IMAGES").mkdir()
+    for path in sorted((sample / "images").iterdir())[:3]:
+        Image.open(path).crop((0, 0, 160, 160)).save(Path("IMAGES") / path.name)
+    small = "--max_epochs 1 --batches_per_epoch 1 --batch_size 2 --crop_size 64 --window_size 64 --cache_variants 1"
+    small += " --alignment_report false --domain_images 0 --decoder_size light"
+    more = {
+        "prepare": "--validation_share 0.3 --testing_share 0.3 --workers 0",
+        "train": small,
+        "align": "--window_size 64 --windows_per_domain 4",
+    }
+    blocks = "".join(_FENCE.findall((BUNDLE / "docs" / "command.md").read_text(encoding="utf-8")))
+    lines = {line.split()[1]: line for line in blocks.splitlines()}
+    ends = {}
+    for name in ("segment", "prepare", "train", "evaluate", "align"):
+        if name == "prepare":  # what was corrected in QuPath is like what was found
+            shutil.copytree("IMAGES", "ANNOTATED")
+            for path in Path("OUT").glob("*.geojson"):
+                shutil.copy(path, "ANNOTATED")
+        assert main([*shlex.split(lines[name])[1:], *more.get(name, "").split()]) == 0
+        ends[name] = capfd.readouterr().out.splitlines()[-3:]
+    assert ends["segment"][-2].startswith("Segmented 3 images: ") and ends["segment"][-1] == "Results: OUT"
+    assert f"Look at {Path('DATA/mine/contact_sheet.png')}: are the outlines on the nuclei?" in ends["prepare"]
+    assert str(tmp_path / "RUNS" / "mine_joint_seed0" / "overlay.png") in ends["train"][-1]
+    assert re.match(r"Evaluated, images by domain: .*; nuclei: \d+ in the reference, \d+ found\.", ends["evaluate"][0])
+    assert str(Path("ALIGNMENT/alignment.png")) in ends["align"][-2]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

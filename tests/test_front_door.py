@@ -19,7 +19,6 @@ from scripts.errors import DataError
 
 from ama_sam.commands import COMMANDS
 
-
 SLOW = {"torch", "itk", "matplotlib", "mlflow", "nibabel", "pandas", "sklearn"}  # packages, to import
 
 

@@ -269,9 +269,8 @@ def _finish(done: Mapping, output_dir: Path, name: str) -> dict[str, dict]:
     """Tell what is there; end the process if images failed."""
     for domain, about in done["domains"].items():
         counts = ", ".join(f"{part} {about['splits'][part]['images']}" for part in SPLITS)
-        print(
-            f"{domain}: {about['images']} images ({counts}), {about['nuclei']} nuclei; license {about.get('license')}"
-        )
+        license_ = about.get("license") or "not stated"
+        print(f"{domain}: {about['images']} images ({counts}), {about['nuclei']} nuclei; license {license_}")
         for kind, count in sorted(about["problems"].items()):
             print(f"  {count} x {kind}")
     if any(about["problems"] for about in done["domains"].values()):
