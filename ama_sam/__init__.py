@@ -1,5 +1,6 @@
 """
-AMA-SAM for people: the command ``ama-sam`` and, for notebooks, :func:`load`. Both run the bundle that lies beside this
+AMA-SAM for people: the command ``ama-sam`` and, for notebooks, :func:`load`; ``SAMPLE`` is a folder of real tiles to try
+them on. Both run the bundle that lies beside this
 file (in an installed package) or beside this folder (in the repository).
 """
 
@@ -7,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["load"]
+from ama_sam.places import SAMPLE
+
+__all__ = ["SAMPLE", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["BUNDLE", "HOME", "use_bundle"]
+__all__ = ["BUNDLE", "HOME", "SAMPLE", "use_bundle"]
 
 _HERE = Path(__file__).resolve().parent
 HOME = _HERE if (_HERE / "bundle").is_dir() else _HERE.parent  # holds bundle/ and apps/
 BUNDLE = HOME / "bundle"
+SAMPLE = BUNDLE / "sample"  # real tiles of three domains
 
 
 def use_bundle() -> None:
