@@ -1,7 +1,6 @@
 """
-AMA-SAM for people: the command ``ama-sam`` and, for notebooks, :func:`load`; ``SAMPLE`` is a folder of real tiles to try
-them on. Both run the bundle that lies beside this
-file (in an installed package) or beside this folder (in the repository).
+AMA-SAM for people: the command ``ama-sam`` and, for notebooks, :func:`load`; ``SAMPLE`` is a folder of real tiles.
+Both run the bundle that lies beside this file (in an installed package) or beside this folder (in the repository).
 """
 
 from __future__ import annotations
