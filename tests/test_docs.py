@@ -122,7 +122,7 @@ def test_the_short_commands_run_as_written(tmp_path, monkeypatch):
     Path("IMAGES").mkdir()
     for path in sorted((sample / "images").iterdir())[:3]:
         Image.open(path).crop((0, 0, 160, 160)).save(Path("IMAGES") / path.name)
-    small = "--max_epochs 1 --batches_per_epoch 1 --batch_size 2 --crop_size 64 --window_size 64 --cache_variants 1"
+    small = "--max_epochs 1 --batches_per_epoch 1 --batch_size 2 --crop_size 64 --window_size 64 --cache_windows 1"
     small += " --alignment_report false --domain_images 0 --decoder_size light"
     more = {
         "prepare": "--validation_share 0.3 --testing_share 0.3 --workers 0",
