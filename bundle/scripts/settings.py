@@ -319,6 +319,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "num_workers": Setting(CountOrNone, "processes that load data; 0: this one", free=True),
         **_TRACKING,
         **_RUN_ID,
+        "log_model": Setting(Bool, "keep the model in MLflow too, to be loaded and served from there"),
+        "register_model": Setting(Name | None, "MLflow's registered model of which it becomes a version"),
         **_SEED,
     },
     "evaluate": {

@@ -86,6 +86,7 @@ TINY_TRAINING = {
     "val_interval": 1,
     "tile_size": 256,
     "alignment_report": False,  # see test_alignment
+    "log_model": False,  # see test_logged_model
 }
 
 

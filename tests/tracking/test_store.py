@@ -18,6 +18,7 @@ from fakes import place_store
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from scripts.errors import DataError
 from scripts.tracking.experiments import ExperimentStore
+from scripts.tracking.moved_store import follow_artifacts
 from scripts.tracking.store import how_to_look, open_experiment, open_store
 from store_making import begin_run
 
@@ -139,3 +140,19 @@ def test_the_command_to_look_at_a_store_names_it_wherever_one_stands(tmp_path, m
     assert str(folder / "mlruns.db") in told and [*command, option] == ["mlflow", "ui", "--backend-store-uri"]
     assert open_store(uri).get_experiment_by_name("e") is not None
     assert how_to_look("https://me:secret@host:5000") == "Filed in MLflow at https://host:5000"
+
+
+def test_a_store_that_was_copied_with_its_folder_finds_its_files(tmp_path):
+    """The first is left as it is, and what the copy gets afterwards lies with the copy."""
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    client = open_store(f"sqlite:///{first / 'mlruns.db'}")
+    run = client.create_run(open_experiment(client, "e"))
+    client.log_text(run.info.run_id, "1", "a.txt")
+    shutil.copytree(first, copy)
+    (first / "mlruns").rename(first / "away")
+    client = open_store(f"sqlite:///{copy / 'mlruns.db'}")
+    assert client.list_artifacts(run.info.run_id)[0].path == "a.txt"
+    client.log_text(client.create_run(open_experiment(client, "e")).info.run_id, "2", "b.txt")
+    assert len(list((copy / "mlruns").rglob("*.txt"))) == 2 and not (first / "mlruns").exists()
+    before = (copy / "mlruns.db").read_bytes()
+    assert follow_artifacts(copy / "mlruns.db") == 0 and (copy / "mlruns.db").read_bytes() == before

@@ -9,11 +9,12 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from monai.utils import flatten_dict
 from scripts.ending import when_interrupted
 from scripts.files import read_json, write_json
+from scripts.tracking.logged_model import LoggedModel
 from scripts.tracking.metric_names import grouped_name
 from scripts.tracking.store import absolute_uri, how_to_look, is_server, open_experiment, open_store, reason, stand_in
 from scripts.training.history import read_history
@@ -39,6 +40,8 @@ class TrackedRun:
         params: settings that tell runs apart.
         tags: short facts to filter by.
         artifacts: names or patterns of files in ``folder`` to keep with the run; those not written are left out.
+        data: data sets that the run is made of, see ``data_inputs.data_inputs``.
+        model: is logged when the run completes, behind the artefacts.
         run_id: file everything in this existing run instead of one of its own. Whoever made it closes it, and its own
             tags and parameters stay as they are: so an experiment's child run holds its training and its evaluation.
         local_uri: the store that takes the place of a server that is away; None leaves the run untracked then.
@@ -60,6 +63,8 @@ class TrackedRun:
         params: Mapping[str, Any],
         tags: Mapping[str, Any] | None = None,
         artifacts: Sequence[str | os.PathLike] = (),
+        data: Sequence[DatasetInput] = (),
+        model: LoggedModel | None = None,
         run_id: str | None = None,
         local_uri: str | None = None,
         folder: str | os.PathLike = "",
@@ -71,6 +76,7 @@ class TrackedRun:
         self.experiment_name, self.run_name, self.run_id = experiment_name, run_name, run_id
         self.params, self.tags = {key: str(value) for key, value in params.items()}, dict(tags or {})
         self.folder, self.artifacts = Path(folder), [str(file) for file in artifacts]
+        self.data, self.model = list(data), model
         self.history = None if history is None else self.folder / history
         self.run_file, self.resume = None if run_file is None else self.folder / run_file, resume
         self._epochs: dict[int, dict[str, float]] = {}
@@ -154,6 +160,8 @@ class TrackedRun:
             for pattern in self.artifacts:
                 for file in sorted(self.folder.glob(pattern)):
                     self._client.log_artifact(self._run, str(file))
+            if self.model is not None:
+                self.model.log(self._client, self._client.get_run(self._run))
         if status is not None and self.run_id is None:
             self._client.set_terminated(self._run, status=status)
 
@@ -170,6 +178,8 @@ class TrackedRun:
         params = [Param(key, value) for key, value in self.params.items() if key not in run.data.params]
         tags = [RunTag(key, str(value)) for key, value in self.tags.items() if key not in run.data.tags]
         self._client.log_batch(run.info.run_id, params=params, tags=tags)
+        if self.data:
+            self._client.log_inputs(run.info.run_id, self.data)
         if self._epochs:  # a run that goes on may have them
             steady = next(iter(self._epochs[min(self._epochs)]))
             steps = {point.step for point in self._client.get_metric_history(run.info.run_id, steady)}

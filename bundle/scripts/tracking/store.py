@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from monai.utils import path_to_uri
 from scripts.errors import DataError
 from scripts.files import atomic_path
+from scripts.tracking.moved_store import follow_artifacts
 
 __all__ = [
     "absolute_uri",
@@ -34,6 +35,7 @@ __all__ = [
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 _SQLITE = "sqlite:///"
 _STANDS_FOR = "stands_for"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # or MLflow's pages ask what it is about
 
 
 def open_store(tracking_uri: str) -> MlflowClient:
@@ -41,7 +43,7 @@ def open_store(tracking_uri: str) -> MlflowClient:
     MLflow's client of a store, whatever the environment says.
 
     A SQLite store that is not there is made aside and then given its name, by one process at a time: a run that is
-    killed leaves no store or a whole one. A server is waited for 10 seconds, three times, unless MLflow's variables
+    killed leaves no store or a whole one. One that was copied finds its files, see ``moved_store``. A server is waited for 10 seconds, three times, unless MLflow's variables
     ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` are set.
 
     Args:
@@ -65,6 +67,8 @@ def open_store(tracking_uri: str) -> MlflowClient:
             if not path.exists():
                 _make(path)
     unused = _holds_nothing(path)
+    if not unused:
+        follow_artifacts(path)
     try:
         return MlflowClient(tracking_uri=tracking_uri)
     except Exception as error:  # noqa: BLE001 MLflow lets SQLAlchemy's and Alembic's errors through
@@ -84,7 +88,8 @@ def open_experiment(client: MlflowClient, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, None if path is None else path_to_uri(path.parent / "mlruns"))
+            place = None if path is None else path_to_uri(path.parent / "mlruns")
+            return client.create_experiment(name, place, tags=_KIND)
         except MlflowException:  # another run has just made it?
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
