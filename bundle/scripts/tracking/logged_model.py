@@ -52,7 +52,7 @@ class LoggedModel:
         self.path, self.bundle_root, self.register, self.data = Path(path), Path(bundle_root), register, data
 
     def log(self, client: MlflowClient, run: Run) -> None:
-        """Log it with a run. What the store refuses is raised; what a registry refuses, or a foreign network, is told."""
+        """Log it with a run. What the store refuses is raised; that of a registry, or a foreign network, is told."""
         content = read_model_file(self.path)
         if content.get("decoder", {}).get("type") not in DECODERS:
             logger.warning("%s: its network is none of this bundle's, so MLflow is not given the model", self.path)

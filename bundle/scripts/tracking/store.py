@@ -43,8 +43,9 @@ def open_store(tracking_uri: str) -> MlflowClient:
     MLflow's client of a store, whatever the environment says.
 
     A SQLite store that is not there is made aside and then given its name, by one process at a time: a run that is
-    killed leaves no store or a whole one. One that was copied finds its files, see ``moved_store``. A server is waited for 10 seconds, three times, unless MLflow's variables
-    ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` are set.
+    killed leaves no store or a whole one. One that was copied finds its files, see ``moved_store``. A server is waited
+    for 10 seconds, three times, unless MLflow's variables ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
+    ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` are set.
 
     Args:
         tracking_uri: e.g. ``sqlite:///out/mlruns.db`` or ``http://host:5000``. A server is not asked yet.
