@@ -49,7 +49,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     keep_freed_memory()
     parser = executing_parser()
     if parser is not None:
-        known = ConfigParser.load_config_file(defaults)
+        known = _with_earlier(parser.get(), Path(defaults))
         _refuse_unknown_keys(parser.get(), known)
         _judge(parser, Path(defaults).stem)
         _make_paths_absolute(parser, known)
@@ -121,6 +121,19 @@ def check_device(name: str) -> None:
     if found is None or int(found[2] or 0) >= counts[found[1]]:
         known = ["cpu", *(f"cuda:{n}" for n in range(counts["cuda"])), *["mps"] * counts["mps"]]
         raise DataError("device", f"there is no {name} on this machine", f"There is {', '.join(known)}")
+
+
+def _with_earlier(config: dict, defaults: Path) -> dict:
+    """
+    The bundle's own config of a verb; with the keys of the training's, if that file was given, whole, before it: the
+    model zoo evaluates with ``"['train.json','evaluate.json']"``.
+    """
+    known = ConfigParser.load_config_file(defaults)
+    if defaults.stem == "evaluate":
+        training = ConfigParser.load_config_file(defaults.with_name("train.json"))
+        if training.keys() <= config.keys():
+            return {**training, **known}
+    return known
 
 
 def _judge(parser: ConfigParser, config: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -94,3 +95,49 @@ def test_pushing_to_the_hub_stages_the_unpacked_zip(unpacked, monkeypatch):
     card = files["README.md"].decode()
     assert card.startswith("---\ntags:\n- monai") and "license: apache-2.0" in card
     assert card.endswith(files["docs/README.md"].decode())
+
+
+# what ci/unit_tests/utils.py of the zoo offers
+ZOOS_UTILS = """
+def check_workflow(workflow, check_properties=False):
+    workflow.initialize()
+    if check_properties and (missing := workflow.check_properties()):
+        raise ValueError(f"missing properties: {missing}")
+    workflow.run()
+    workflow.finalize()
+"""
+
+
+@pytest.mark.slow
+def test_the_zoos_unit_test_passes_in_a_folder_laid_out_as_the_zoo(bundle_root, unpacked, python, tmp_path):
+    tests = tmp_path / "ci" / "unit_tests"
+    tests.mkdir(parents=True)
+    (tests / "utils.py").write_text(ZOOS_UTILS)
+    shutil.copy(bundle_root.parent / "apps" / "model_zoo" / f"test_{NAME}.py", tests)
+    shutil.copytree(unpacked, tmp_path / "models" / NAME)
+    command = [python, "-m", "unittest", "discover", "-s", "ci/unit_tests", "-p", f"test_{NAME}.py"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**environment, "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0 and "Ran 2 tests" in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", ["inference", "train"])
+def test_load_works_from_another_folder_or_says_what_to_do(unpacked, python, tmp_path, name):
+    code = (
+        "import sys; from monai.bundle import load\n"
+        "options = {'bundle_dir': sys.argv[1], 'workflow_type': sys.argv[2]}\n"
+        "try: load(sys.argv[3], **options)\nexcept Exception as error: print(error.__cause__)\n"
+        "print(type(load(sys.argv[3], **options, args_file={'bundle_root': f'{sys.argv[1]}/{sys.argv[3]}'})).__name__)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HOME": str(tmp_path)}
+    command = [str(part) for part in (python, "-c", code, unpacked.parent, name, NAME)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "\nthere is no scripts/ in bundle_root .: work inside the bundle" in done.stdout
+    assert done.stdout.strip().endswith("\nAMASAM")

@@ -53,6 +53,11 @@ def test_metadata_have_what_schema_and_zoo_ask_for(metadata):
     assert next(iter(metadata["changelog"])) == metadata["version"], "the newest first"
 
 
+def test_metadata_are_free_of_names_that_monai_replaces(metadata):
+    """From 1.5 on it reads ``optional_packages_version`` as the required ones, which then are lost."""
+    assert not {"optional_packages_version"} & metadata.keys()
+
+
 def test_metadata_keep_to_monais_schema(bundle_root, tmp_path):
     schema = os.environ.get("AMA_SAM_METADATA_SCHEMA") or str(
         bundle_root.parent.parent / "shared" / "schema" / "meta_schema_20240725.json"
