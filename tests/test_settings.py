@@ -65,6 +65,7 @@ def test_choices_are_those_the_code_knows():
     from scripts.nuclei.label_maps import LABEL_FORMATS
     from scripts.nuclei.metric_table import _TABLE
     from scripts.nuclei.targets import CHANNELS
+    from scripts.sharing.packing import FORMATS
 
     train, inference = SETTINGS["train"], SETTINGS["inference"]
     for setting, choices in [
@@ -73,7 +74,7 @@ def test_choices_are_those_the_code_knows():
         (train["adapters"], ADAPTERS),
         (inference["outputs"], OUTPUTS), (inference["instance_method"], METHODS),
         (inference["label_format"], LABEL_FORMATS), (SETTINGS["evaluate"]["split"], SPLITS),
-        (SETTINGS["experiment"]["metrics"], [metric.name for metric in _TABLE]),
+        (SETTINGS["share"]["format"], FORMATS), (SETTINGS["experiment"]["metrics"], [metric.name for metric in _TABLE]),
     ]:  # fmt: skip
         assert set(allowed(setting).split("one of ")[1].split(", ")) == set(choices)
     assert allowed(inference["mpp"]) == "a number from {} to {:g} or estimate or null".format(*PLAUSIBLE_MPP)

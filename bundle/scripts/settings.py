@@ -406,6 +406,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_ROOT,
         **_OUTPUT,
         "name": Setting(Name, "of the packed bundle"),
+        "format": Setting(Literal["zoo", "huggingface"], "what is packed for: huggingface has a card of its own"),
         "metrics": Setting(Path, "metrics.json of an evaluation"),
     },
 }

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monai.bundle import push_to_hf_hub
 from PIL import Image
 from scripts.data.synthetic import DOMAINS, synthetic_tile
 from scripts.sharing.packing import bundle_files, pack
@@ -71,30 +70,6 @@ def test_inferring_runs_from_the_unpacked_zip_in_a_new_environment(unpacked, pyt
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["nuclei"] > 0
     assert np.asarray(Image.open(tmp_path / "out" / "a_instances.png")).shape == image.shape[:2]
-
-
-def test_pushing_to_the_hub_stages_the_unpacked_zip(unpacked, monkeypatch):
-    """A dry run: MONAI's command as the docs have it; only the three calls that go to the network are taken down."""
-    hub = pytest.importorskip("huggingface_hub")
-    calls = {}
-    metadata = json.loads((unpacked / "configs" / "metadata.json").read_text(encoding="utf-8"))
-
-    def upload_folder(self, repo_id, folder_path, **kwargs):
-        files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
-        calls["upload"] = repo_id, {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in files}
-        return f"https://huggingface.co/{repo_id}"
-
-    monkeypatch.setattr(hub.HfApi, "create_repo", lambda self, **kwargs: calls.update(repo=kwargs))
-    monkeypatch.setattr(hub.HfApi, "create_tag", lambda self, **kwargs: calls.update(tag=kwargs["tag"]))
-    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
-    before = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
-    push_to_hf_hub(f"you/{NAME}", NAME, str(unpacked.parent), version=metadata["version"])
-    repo, files = calls["upload"]
-    assert repo == f"you/{NAME}" and calls["tag"] == metadata["version"] and calls["repo"]["private"]
-    assert files.keys() == before | {"README.md"}, "the model card is added"
-    card = files["README.md"].decode()
-    assert card.startswith("---\ntags:\n- monai") and "license: apache-2.0" in card
-    assert card.endswith(files["docs/README.md"].decode())
 
 
 # what ci/unit_tests/utils.py of the zoo offers

@@ -7,8 +7,11 @@ from pathlib import Path
 from scripts.errors import DataError
 from scripts.files import atomic_path, read_json
 from scripts.owned import OwnFiles
+from scripts.sharing.hub_card import hub_card
 
-__all__ = ["bundle_files", "pack"]
+__all__ = ["FORMATS", "bundle_files", "pack"]
+
+FORMATS = ("zoo", "huggingface")
 
 # what a bundle is made of; runs, data, caches, exports and frozen backbones beside it are not
 CONTENT = (
@@ -23,9 +26,10 @@ CONTENT = (
 ZOO_LIMIT = 25 * 2**20  # bytes of a file that the model zoo takes
 
 
-def pack(bundle_root: str | os.PathLike, output_dir: str | os.PathLike, name: str) -> Path:
+def pack(bundle_root: str | os.PathLike, output_dir: str | os.PathLike, name: str, format: str = "zoo") -> Path:
     """
-    Write the bundle as the zip that the model zoo and ``monai.bundle.download`` use.
+    Write the bundle as the zip that the model zoo and ``monai.bundle.download`` use, or as one to be unpacked and sent
+    to the Hugging Face hub, with a ``README.md`` on top.
 
     The same files give the same bytes: entries are sorted and carry neither dates nor owners.
 
@@ -33,26 +37,31 @@ def pack(bundle_root: str | os.PathLike, output_dir: str | os.PathLike, name: st
         bundle_root: folder of the bundle.
         output_dir: folder of the zip.
         name: of the folder in the zip, and, with the version in the metadata, of the zip.
+        format: one of ``FORMATS``.
 
     Returns:
-        the zip, ``<name>_v<version>.zip``.
+        the zip, ``<name>_v<version>.zip``, or ``<name>_v<version>_huggingface.zip``.
 
     Raises:
         DataError: when a part is missing, a file is larger than the zoo takes, or the zip is there and not ours.
     """
+    if format not in FORMATS:
+        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
     root = Path(bundle_root)
-    files = bundle_files(root)
+    contents = {file.relative_to(root).as_posix(): file.read_bytes() for file in bundle_files(root)}
+    if format == "huggingface":
+        contents["README.md"] = hub_card(root).encode()
     version = read_json(root / "configs" / "metadata.json")["version"]
-    target = OwnFiles(output_dir).path(f"{name}_v{version}.zip")
+    target = OwnFiles(output_dir).path(f"{name}_v{version}{'' if format == 'zoo' else f'_{format}'}.zip")
     with (
         atomic_path(target) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
     ):
-        for file in files:
-            entry = zipfile.ZipInfo(f"{name}/{file.relative_to(root).as_posix()}")
+        for path, content in sorted(contents.items()):
+            entry = zipfile.ZipInfo(f"{name}/{path}")
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=6)
-    print(f"{len(files)} files, {target.stat().st_size / 1e6:.1f} MB: {target}")
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=6)
+    print(f"{len(contents)} files, {target.stat().st_size / 1e6:.1f} MB: {target}")
     return target
 
 
