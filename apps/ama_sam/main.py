@@ -14,10 +14,12 @@ os.environ.setdefault("MONAI_LABEL_RELOAD_APP_LIB", "false")
 
 import lib.torchvision_operators  # noqa: E402, F401 before MONAI Label
 from fastapi import HTTPException  # noqa: E402
+from lib.app_settings import check_settings  # noqa: E402
 from lib.http_errors import told_to_client  # noqa: E402
 from lib.infer import SegmentNuclei  # noqa: E402
 from lib.next_tile import MostUncertain, RandomTile  # noqa: E402
 from lib.schema import InferOptions, RegionRequest, TrainOptions  # noqa: E402
+from lib.scoring import Agreement  # noqa: E402
 from lib.studies import Studies  # noqa: E402
 from lib.train import TrainOnLabelled  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
@@ -47,6 +49,7 @@ class AmaSamApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        check_settings(conf)
         conf = {"model_dir": os.path.join(app_dir, "model"), **conf}
         super().__init__(
             app_dir, studies, conf, name="AMA-SAM", description="Nuclei in H&E, on tiles and slides", version="1"
@@ -63,6 +66,13 @@ class AmaSamApp(MONAILabelApp):
 
     def init_strategies(self) -> dict:
         return {"uncertain": MostUncertain(self._infers[MODEL]), "random": RandomTile(), "first": First()}
+
+    def init_scoring_methods(self) -> dict:
+        return {"agreement": Agreement()}
+
+    def async_scoring(self, method: str | None, params: dict | None = None) -> dict:
+        """MONAI Label would score after each label and training, in a new process each time: here only who asks."""
+        return {}
 
     def on_init_complete(self) -> None:
         """Called by a server that is about to answer, and by no training."""
@@ -102,6 +112,17 @@ class AmaSamApp(MONAILabelApp):
     def next_sample(self, request: dict) -> dict:
         with told_to_client():
             return super().next_sample(request)
+
+    def score(self, method: str) -> dict:
+        """Scores of the images of the studies, see ``lib.scoring``."""
+        if method not in self._scoring_methods:
+            raise HTTPException(404, f"there is no score '{method[:60]}'; there is {', '.join(self._scoring_methods)}")
+        return self.scoring({"method": method})
+
+    def progress(self, begun: float) -> dict:
+        """How far the training is that was begun at that time (seconds since 1970); nothing before its first files."""
+        stats = self._trainers[MODEL].stats()
+        return stats if stats and stats["start_ts"] >= int(begun) else {}
 
     def trainers(self) -> list[str]:
         """Names of the models that can be trained."""

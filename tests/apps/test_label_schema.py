@@ -89,3 +89,99 @@ def test_a_server_whose_settings_protect_nothing_does_not_start(schema, monkeypa
     monkeypatch.setenv("AMA_SAM_TOKEN", "")
     with pytest.raises(DataError, match="the token is empty"):
         protect(FastAPI(), ["https://viewer.example.org/"])
+
+
+@pytest.mark.parametrize(
+    "kind, field, value",
+    [
+        *(("SegmentOptions", "threshold", v) for v in (7, 0, -1, "high")),
+        *(("SegmentOptions", name, -1) for name in ("marker_depth", "min_area")),
+        ("BatchOptions", "threshold", 1),
+        *(("TrainOptions", name, -1) for name in ("max_epochs", "batches_per_epoch", "learning_rate", "seed")),
+        ("TrainOptions", "mode", "xyz"),
+        ("TrainOptions", "publish", "never"),
+        ("TrainOptions", "epochs", 3),
+        ("SegmentOptions", "treshold", 0.5),
+    ],
+)
+def test_settings_are_held_to_what_the_command_line_holds_them_to(schema, kind, field, value):
+    with pytest.raises(ValueError, match=field):
+        getattr(schema, kind).model_validate({field: value})
+
+
+def test_a_wrong_setting_is_told_in_the_command_lines_words(schema):
+    with pytest.raises(ValueError, match="threshold: it must be a number above 0 and below 1, and 7.0 is not"):
+        schema.RegionRequest.model_validate({"params": {"threshold": 7}})
+    with pytest.raises(ValueError, match="did you mean 'threshold'"):
+        schema.InferOptions.model_validate({"treshold": 0.5})
+
+
+@pytest.fixture
+def check_settings(schema):
+    from lib.app_settings import check_settings
+
+    return check_settings
+
+
+@pytest.mark.parametrize(
+    "conf, told",
+    [
+        ({"mpp": "20x"}, "mpp: '20x' is no number"),
+        ({"mpp": "250"}, "mpp: it must be a number from"),
+        ({"auxilary_dir": "data"}, "did you mean 'auxiliary_dir'"),
+        ({"auxiliary_dir": "nowhere"}, "auxiliary_dir: there is no folder 'nowhere'"),
+        ({"auxiliary": "tnbc"}, "auxiliary: nothing says where"),
+    ],
+)
+def test_a_server_with_a_wrong_setting_does_not_start(check_settings, conf, told):
+    with pytest.raises(DataError, match=told):
+        check_settings(conf)
+
+
+def test_settings_that_are_right_or_monai_labels_are_taken(check_settings, synthetic, tmp_path):
+    check_settings(
+        {"mpp": "0.25", "auxiliary_dir": synthetic, "auxiliary": "synthetic_dark", "model_dir": str(tmp_path)}
+    )
+    check_settings({"skip_strategies": "true", "models": "ama_sam"})
+    with pytest.raises(DataError, match="there is no domain 'dark'"):
+        check_settings({"auxiliary_dir": synthetic, "auxiliary": "dark"})
+
+
+def test_a_training_tells_how_far_it_is_from_what_it_has_written(schema, tmp_path):
+    from lib.train_stats import newest_run, train_stats
+
+    assert newest_run(tmp_path) is None
+    run = tmp_path / "labelled_single_seed0"
+    run.mkdir()
+    (run / "train.json").write_text('{"max_epochs": 4}')
+    begun = train_stats(newest_run(tmp_path))
+    assert begun["epoch"] == 0 and begun["max_epochs"] == 4 and begun["current_time"] == "0:00:00"
+    (run / "history.csv").write_text("epoch,train_loss,val_dice\n1,2.0,\n2,1.0,0.7\n3,1.0,0.6\n")
+    stats = train_stats(run)
+    assert (stats["epoch"], stats["best_metric"], stats["eval"]["best_metric_epoch"]) == (3, 0.7, 2)
+    assert "total_time" not in stats and None not in stats.values()
+    (run / "history.csv").write_text("epoch,val_dice\n4,0.8\n")
+    assert "total_time" in train_stats(run)
+
+
+def test_agreement_scores_what_a_person_left_of_what_was_found(schema, tmp_path):
+    import numpy as np
+    from lib.scoring import Agreement
+    from lib.studies import Studies
+    from PIL import Image
+
+    studies = Studies(str(tmp_path / "studies"))
+    found = np.zeros((64, 64), np.uint8)
+    found[8:24, 8:24], found[40:56, 40:56] = 1, 2
+    corrected = np.where(found == 2, 0, found)
+    for name, pixels in (("found", found), ("corrected", corrected)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    for name in ("a", "b"):
+        Image.fromarray(np.full((64, 64, 3), 200 + len(studies.list_images()), np.uint8)).save(tmp_path / f"{name}.png")
+        studies.add_image(name, str(tmp_path / f"{name}.png"), {})
+    studies.save_label("a", str(tmp_path / "found.png"), "original", {})
+    studies.save_label("a", str(tmp_path / "corrected.png"), "final", {})
+    studies.save_label("b", str(tmp_path / "found.png"), "final", {})
+    scores = Agreement()({}, studies)
+    assert scores == {"a": {"dice": 0.6667, "aji": 0.5, "pq": 0.6667}}, "only what has both"
+    assert studies.get_image_info("a")["dice"] == 0.6667

@@ -304,11 +304,20 @@ def test_our_app_offers_the_most_uncertain_tile_and_learns_from_images_and_xml(o
         time.sleep(0.1)
     again = requests.post(f"{own.url}/train/ama_sam", json={})
     assert again.status_code == 429 and "Already Running" in again.json()["detail"]
-    status = own.wait()
+    seen = []
+    while (status := requests.get(f"{own.url}/train/").json())["status"] == "RUNNING":
+        seen.append(status["progress"])
+        time.sleep(0.1)
+    assert seen and all(not told or told["max_epochs"] == 1 for told in seen)
     assert status["status"] == "DONE", status["details"]
     drawn = np.asarray(Image.open(own.folder / "model" / "training" / "labels" / f"{pairs[1][0].stem}.png"))
     assert drawn.max() == len(polygons(xml))
-    assert (own.folder / "model" / "model.pt").is_file() and requests.get(f"{own.url}/info/").status_code == 200
+    assert (own.folder / "model" / "model.pt").is_file()
+    info = requests.get(f"{own.url}/info/").json()
+    stats = info["train_stats"]["ama_sam"]
+    assert (stats["epoch"], stats["max_epochs"]) == (1, 1) and 0 <= stats["best_metric"] <= 1 and "total_time" in stats
+    assert set(info["scoring"]) == {"agreement"}
+    assert requests.post(f"{own.url}/scoring/agreement").json() == {}, "nothing that was found is kept"
     history = next((own.folder / "model" / "training").glob("labelled_joint_seed0/history.csv")).read_text()
     assert "train_dice_synthetic_dark" in history
 

@@ -7,6 +7,7 @@ takes its time is no coroutine: the server runs it in a thread, and answers othe
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
@@ -17,7 +18,7 @@ from lib.http_errors import told_to_client
 from lib.studies_routes import session_of
 from lib.uploads import stored
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, infer, wsi_infer
+from monailabel.endpoints import activelearning, infer, train, wsi_infer
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
@@ -30,6 +31,7 @@ __all__ = ["router"]
 router = APIRouter(strict_content_type=False)
 
 user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
 
@@ -127,6 +129,16 @@ async def train_models(options: Annotated[dict[str, schema.TrainOptions] | None,
     return {name: {"result": _train(name, chosen[name], True), "detail": None} for name in chosen}
 
 
+@router.get("/train/", tags=["Train"], dependencies=[user])
+def training_status(all: bool = False, check_if_running: bool = False):
+    """MONAI Label's status of the training, and of one that runs its ``progress``: see ``lib.train_stats``."""
+    status = train.status(all, check_if_running)
+    if isinstance(status, dict) and status.get("status") == "RUNNING":
+        begun = datetime.strptime(status["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()
+        return {**status, "progress": app_instance().progress(begun)}
+    return status
+
+
 def _train(model, options, enqueue):
     with told_to_client():
         app_instance().check_training(model, options)
@@ -138,6 +150,13 @@ def _run(method, request, enqueue=False):
     if task is None:
         raise HTTPException(429, detail)
     return task
+
+
+@router.post("/scoring/{method}", tags=["Scoring"], dependencies=[annotator])
+def score(method: str):
+    """Scores of the images that have a label of the model's and one of a person's."""
+    with told_to_client():
+        return app_instance().score(method)
 
 
 @router.post("/activelearning/{strategy}", tags=["ActiveLearning"])

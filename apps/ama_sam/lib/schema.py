@@ -1,4 +1,7 @@
-"""What requests may say: one typed model for each kind, so that nothing of a request is ever read as a config."""
+"""
+What requests may say: one typed model for each kind, so that nothing of a request is ever read as a config. Fields that
+are settings of a config are held to the same ranges as on the command line.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from monailabel.utils.others.generic import device_map
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from scripts.errors import DataError
+from scripts.judging import judge
 from scripts.setup_run import check_device
 
 __all__ = [
@@ -104,6 +108,7 @@ class Options(Strict):
     """What a request says of how to do it. What looks like a piece of a config is refused, whatever its field."""
 
     nested: ClassVar[frozenset[str]] = frozenset()  # fields that are objects
+    config: ClassVar[str | None] = None  # whose settings the fields of the same names are, see scripts.settings
 
     client_id: str | None = Field(None, max_length=200, description="who asks; kept with what is stored")
 
@@ -116,6 +121,15 @@ class Options(Strict):
             if isinstance(value, str) and value.startswith(CODE_MARKS):
                 raise PydanticCustomError("code", "'{name}' may not begin with $, @ or %", {"name": name[:60]})
         return fields
+
+    @model_validator(mode="after")
+    def _judge(self) -> Self:
+        given = {name: value for name, value in self if value is not None and name not in ("device", "mpp")}
+        try:
+            judge(self.config, given) if self.config else None
+        except DataError as error:
+            raise PydanticCustomError("setting", "{told}", {"told": str(error)}) from None
+        return self
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Self:
@@ -135,10 +149,12 @@ class SegmentOptions(Options):
         "wsi_tiles".split()
     )
 
+    config = "inference"
+
     device: Device | None = None
-    threshold: float | None = Field(None, gt=0, lt=1)
-    marker_depth: float | None = Field(None, gt=0, le=1)
-    min_area: float | None = Field(None, ge=0, description="pixels")
+    threshold: float | None = None
+    marker_depth: float | None = None
+    min_area: float | None = Field(None, description="pixels")
     mpp: Mpp | None = Field(None, description="micrometres per pixel")
 
 
@@ -182,13 +198,15 @@ class TrainOptions(Options):
         "girder_api_url girder_token".split()
     )
 
+    config = "train"
+
     device: Device | None = None
     pretrained: bool = True
     mode: Annotated[Literal["joint", "ama", "grl", "single"] | None, BeforeValidator(_first)] = None
-    max_epochs: int | None = Field(None, ge=1, le=10_000)
-    batches_per_epoch: int | None = Field(None, ge=1, le=100_000)
-    learning_rate: float | None = Field(None, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**32)
+    max_epochs: int | None = Field(None, le=10_000)
+    batches_per_epoch: int | None = Field(None, le=100_000)
+    learning_rate: float | None = Field(None, gt=0)
+    seed: int = 0
     val_split: float = Field(0.25, ge=0, lt=1)
     publish: Annotated[Literal["better", "always"], BeforeValidator(_first)] = "better"
 

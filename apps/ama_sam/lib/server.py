@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # no setting of the app: MONAI Label writes those into its log, which it serves
 TOKEN_VARIABLE = "AMA_SAM_TOKEN"  # nosec B105 # a name
 # of MONAI Label's own addresses those that hand nothing of a request on to the app. Not served are: exchanging models,
-# which is for training; scores, of which there are none; DICOM's viewer and proxy
+# which is for training; DICOM's viewer and proxy
 KEPT = {
     "/auth/": {"GET"},
     "/auth/token": {"POST"},
@@ -39,7 +39,7 @@ KEPT = {
     "/logs/gpu": {"GET"},
     "/model/{model}": {"GET"},
     "/model/info/{model}": {"GET"},
-    "/train/": {"GET", "DELETE"},
+    "/train/": {"DELETE"},
 }
 PAGES = {"/", "/docs", "/favicon.ico", "/openapi.json", "/reload", "/static"}
 

@@ -10,6 +10,7 @@ from typing import Any
 import monai.bundle
 from lib.schema import TrainOptions, default_device
 from lib.studies import Studies, known_mpp_of, label_map
+from lib.train_stats import newest_run, train_stats
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 from scripts.data.domains import LABELLED, auxiliary_domains
@@ -51,6 +52,11 @@ class TrainOnLabelled(BundleTrainTask):
         defaults = TrainOptions(**{name: recipe[name] for name in SCHEDULE}).model_dump(exclude={"client_id"})
         return {**defaults, "device": device_list(), "mode": self._modes(), "publish": ["better", "always"]}
 
+    def stats(self) -> dict[str, Any]:
+        """Of the training begun last, running or not: ``train_stats`` of ``/info/``."""
+        run = newest_run(self.folder / "training")
+        return {} if run is None else train_stats(run)
+
     def check(self, options: TrainOptions) -> None:
         """DataError for what this app's settings do not allow."""
         if options.mode is not None and options.mode not in self._modes():
@@ -76,6 +82,7 @@ class TrainOnLabelled(BundleTrainTask):
             "cache_dir": self.conf.get("cache_dir") or str(self.folder / "training" / "features"),
             "publish_path": str(published),
             "alignment_report": False,
+            "log_model": False,  # it is published, and MLflow would get one more with each training
             "domain_images": 0,  # nobody reads out-of-domain scores here, and describing the domains takes its time
         }
         if options.pretrained:  # nothing can judge the start where all is trained on
