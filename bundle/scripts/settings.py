@@ -406,7 +406,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_ROOT,
         **_OUTPUT,
         "name": Setting(Name, "of the packed bundle"),
-        "format": Setting(Literal["zoo", "huggingface"], "what is packed for: huggingface has a card of its own"),
+        "format": Setting(
+            Literal["zoo", "huggingface", "bioimageio"],
+            "what it is packed for: MONAI's model zoo, the Hugging Face hub, or the BioImage Model Zoo",
+        ),
         "metrics": Setting(Path, "metrics.json of an evaluation"),
     },
 }
