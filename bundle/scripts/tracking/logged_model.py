@@ -103,7 +103,9 @@ class LoggedModel:
         told = f"registered as version {new.version} of {self.register}"
         best = found[0].aliases.get(BEST) if found else None
         tags_of_best = {} if best is None else client.get_model_version(self.register, best).tags
-        if best is not None and (score is None or tags_of_best.get("data_fingerprint") != self.data):
+        if best is not None and score is None:
+            logger.info("%s; no image has judged it: '%s' stays version %s", told, BEST, best)
+        elif best is not None and tags_of_best.get("data_fingerprint") != self.data:
             logger.info("%s; '%s' stays version %s, which was judged on other data", told, BEST, best)
         elif best is not None and score < float(tags_of_best.get(_METRIC, "-inf")):
             logger.info("%s; '%s' stays version %s, which validates better", told, BEST, best)
