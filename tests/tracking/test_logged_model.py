@@ -159,6 +159,9 @@ def test_digests_are_of_the_files_not_of_their_place(tmp_path):
     assert json.loads(first[0].dataset.profile) == {"images": {"training": 1}, "license": "CC0 1.0"}
     assert {tag.key: tag.value for tag in first[0].tags}["license"] == "CC0 1.0"
     assert data_fingerprint(inputs(root, span=(0, 0.5))) != data_fingerprint(first)
+    unlabelled = [{"image": str(root / "image.png"), "unlabelled": True}]
+    domain = {"name": "a", "role": "auxiliary", "root": str(root), "labels": False}
+    assert data_inputs([domain], {"training": unlabelled})[0].dataset.digest != first[0].dataset.digest
     (root / "image.png").write_bytes(b"123")
     assert data_fingerprint(inputs(root)) != data_fingerprint(first)
 

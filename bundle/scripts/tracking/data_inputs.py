@@ -56,6 +56,6 @@ def data_fingerprint(inputs: Sequence[DatasetInput]) -> str:
 
 
 def _line(root: Path, item: Mapping[str, Any]) -> str:
-    files = [Path(item[key]) for key in ("image", "label")]
+    files = [Path(item[key]) for key in ("image", "label") if key in item]  # unlabelled ones have an image alone
     told = [f"{Path(os.path.relpath(file, root)).as_posix()} {file.stat().st_size}" for file in files]
     return "\t".join([*told, *([str(tuple(item["span"]))] if "span" in item else [])])
