@@ -319,8 +319,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "num_workers": Setting(CountOrNone, "processes that load data; 0: this one", free=True),
         **_TRACKING,
         **_RUN_ID,
-        "log_model": Setting(Bool, "keep the model in MLflow too, to be loaded and served from there"),
-        "register_model": Setting(Name | None, "MLflow's registered model of which it becomes a version"),
+        "log_model": Setting(Bool, "keep the model in MLflow too, to be loaded and served from there", free=True),
+        "register_model": Setting(Name | None, "MLflow's registered model of which it becomes a version", free=True),
         **_SEED,
     },
     "evaluate": {
