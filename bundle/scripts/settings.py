@@ -231,7 +231,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_AREA_UM2,
         **_OVERLAP,
         "outputs": Setting(
-            _listed(Literal["mask", "instances", "overlay", "geojson", "csv"]), "files to write of each image"
+            _listed(Literal["mask", "instances", "overlay", "geojson", "csv", "parquet"]),
+            "files to write of each image",
         ),
         "label_format": Setting(Literal["png", "tif", "nii.gz"], "of the instances"),
         **_COMPILE,
@@ -249,6 +250,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "margin_um": Setting(NotNegative, "what a tile sees around its own part", "um"),
         "tissue_threshold": Setting(ShareBelow1, "colour from which a pixel is tissue"),
         "class_name": Setting(Text, "QuPath's class of the nuclei"),
+        "outputs": Setting(_listed(Literal["geojson", "csv", "parquet"]), "files to write of the nuclei"),
         "resume": Setting(Bool, "go on where an interrupted run stopped"),
         "shard": Setting(Shard | None, "the part of the slides that this job does, of n jobs"),
         "workers": Setting(CountOrNone, "processes that read and write tiles; 0: this one"),

@@ -21,9 +21,10 @@ from results import read_geojson, read_table
 from scipy import ndimage
 from scripts.data.synthetic import DOMAINS, synthetic_tile
 from scripts.inference.outputs import PredictionWriter
-from scripts.nuclei.geojson import NucleusFormat, write_nuclei
+from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import save_label_map
 from scripts.nuclei.measures import describe_nuclei
+from scripts.nuclei.nuclei_files import write_nuclei
 from skimage.measure import regionprops
 
 

@@ -298,9 +298,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(bundle_root, slide, resul
     with journal.open("ab") as file, (journal.parent / "nuclei.geojson").open("ab") as other:
         file.write(b'{"nuclei": 3, "bor')  # as if killed while writing
         other.write(b',\n{"type": "Fea')
+    with (journal.parent / "nuclei.arrows").open("ab") as stream:
+        stream.write(b"\xff\xff\xff")
     folder = segment_slide(bundle_root, slide, tmp_path)
     assert json.loads((folder / "summary.json").read_text())["tiles_of_earlier_runs"] >= 12
-    for name in ("nuclei.geojson", "nuclei.csv", "tiles.csv"):
+    for name in ("nuclei.geojson", "nuclei.csv", "nuclei.parquet", "tiles.csv"):
         assert (folder / name).read_bytes() == (result / name).read_bytes()
     assert not list(tmp_path.glob(".known.*")), "neither lock nor unfinished files stay"
 

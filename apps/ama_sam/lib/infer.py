@@ -17,9 +17,10 @@ from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
 from scripts.errors import DataError
-from scripts.nuclei.geojson import NucleusFormat, write_nuclei
+from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import save_label_map
 from scripts.nuclei.measures import Nucleus, binary_entropy, describe_nuclei
+from scripts.nuclei.nuclei_files import write_nuclei
 from scripts.slides.reading import Slide
 from scripts.slides.tiles import parse_region
 
@@ -120,6 +121,7 @@ class SegmentNuclei(BundleInferTask):
             parse_region(region, slide)
         settings = {
             "region": region,
+            "outputs": ["geojson"],
             "mpp": known_mpp_of(options.mpp, mpp, None if slide.mpp else self.conf.get("mpp")),
             "ckpt_path": self.get_path(),
             "device": torch.device(options.device or default_device()),

@@ -21,11 +21,12 @@ from scripts.files import atomic_path, read_json, write_json, write_table
 from scripts.inference.output_names import output_names
 from scripts.inference.remarks import remarks
 from scripts.networks.model_info import ModelInfo
-from scripts.nuclei.geojson import NucleusFormat, write_nuclei
+from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
 from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
+from scripts.nuclei.nuclei_files import write_nuclei
 from scripts.nuclei.overlays import overlay
 from scripts.owned import OwnFiles
 from torch.utils.data import get_worker_info
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what is wrong with one name, and no other
 IMAGES_IN_FLIGHT = 2  # written while the network goes on: memory holds no more than these
 MESSAGE_BYTES = 1000  # room for one file's problem, as UTF-8
-OUTPUTS = ("mask", "instances", "overlay", "geojson", "csv")
+OUTPUTS = ("mask", "instances", "overlay", "geojson", "csv", "parquet")
+NUCLEI = {"geojson": ".geojson", "csv": "_nuclei.csv", "parquet": "_nuclei.parquet"}
 SUMMARIES = ("summary.csv", "summary.json")
 
 
@@ -129,7 +131,8 @@ class PredictionWriter:
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
     - ``<name>_overlay.jpg``: outlines on the image, to look at;
-    - ``<name>.geojson`` and ``<name>_nuclei.csv``: outlines and measures by ``NucleusFormat``, ids as in the map;
+    - ``<name>.geojson``, ``<name>_nuclei.csv`` and ``<name>_nuclei.parquet``: outlines and measures by
+      ``NucleusFormat``, ids as in the map;
     - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, seconds of network and
       post-processing, ``mpp`` and where it is from (``given``, ``file``, or ``unknown``: then the image was taken as it
       is), ``scale_to_try`` where nuclei are of another size than the model knows (see
@@ -139,7 +142,7 @@ class PredictionWriter:
         output_dir: folder of the files; made if missing.
         data: the items that will come, such as ``{"image": path}``: names that would clash are told apart.
         root: folder whose sub-folders are kept below ``output_dir``; by default the one that holds all the files.
-        outputs: which of ``mask``, ``instances``, ``overlay``, ``geojson``, ``csv`` to write.
+        outputs: which of ``mask``, ``instances``, ``overlay``, ``geojson``, ``csv``, ``parquet`` to write.
         label_format: of the instances: ``png``, ``tif`` or ``nii.gz``.
         model: tells the pixel size and the size of nuclei that the network knows.
         failed: is told ``(file, problem)`` of an image whose results cannot be written, such as
@@ -155,7 +158,7 @@ class PredictionWriter:
         output_dir: str | os.PathLike,
         data: Sequence[dict[str, Any]],
         root: str | os.PathLike | None = None,
-        outputs: Sequence[str] = OUTPUTS,
+        outputs: Sequence[str] = OUTPUTS[:-1],
         label_format: str = "png",
         model: ModelInfo | None = None,
         failed: Callable[[str, str], None] | None = None,
@@ -241,13 +244,12 @@ class PredictionWriter:
             self._save_instances(name, instances, mpp)
         if "overlay" in self.outputs:
             self._save_picture(name, "_overlay.jpg", overlay(image, instances))
-        if {"geojson", "csv"} & self.outputs:
+        if NUCLEI.keys() & self.outputs:
             probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
-            geojson = self._target(name, ".geojson") if "geojson" in self.outputs else None
-            table = self._target(name, "_nuclei.csv") if "csv" in self.outputs else None
+            paths = [self._target(name, end) if output in self.outputs else None for output, end in NUCLEI.items()]
             spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
             nuclei = describe_nuclei(instances, probability, image, spread)
-            write_nuclei(nuclei, NucleusFormat(printable(name), mpp, flips=spread is not None), geojson, table)
+            write_nuclei(nuclei, NucleusFormat(printable(name), mpp, flips=spread is not None), *paths)
         row = {
             "file": printable(file),
             "nuclei": int(instances.max(initial=0)),
@@ -291,7 +293,7 @@ class PredictionWriter:
 
     def _files_of(self, name: str, outputs: Collection[str], label_formats: Sequence[str]) -> list[str]:
         """What may be written of an image."""
-        ends = {"mask": "_mask.png", "overlay": "_overlay.jpg", "geojson": ".geojson", "csv": "_nuclei.csv"}
+        ends = {"mask": "_mask.png", "overlay": "_overlay.jpg", **NUCLEI}
         files = [name + end for output, end in ends.items() if output in outputs]
         return files + [f"{name}_instances.{end}" for end in label_formats if "instances" in outputs]
 

@@ -4,14 +4,13 @@ import copy
 import csv
 import io
 import json
-import os
 import uuid
 from collections.abc import Iterable
 
-from scripts.files import atomic_path
+import numpy as np
 from scripts.nuclei.measures import Nucleus
 
-__all__ = ["GEOJSON_END", "GEOJSON_START", "NucleusFormat", "write_nuclei"]
+__all__ = ["GEOJSON_END", "GEOJSON_START", "NucleusFormat", "csv_text"]
 
 GEOJSON_START = '{"type": "FeatureCollection", "features": [\n'
 GEOJSON_END = "\n]}\n"
@@ -76,9 +75,13 @@ class NucleusFormat:
         x, y = ((value + start) * self.scale for value, start in zip((nucleus.x, nucleus.y), self.offset))
         return round(x, 2), round(y, 2)
 
+    def ring(self, nucleus: Nucleus) -> np.ndarray:
+        """(N, 2) of (x, y): its outline in pixels of the image file, without the repetition of the first point."""
+        return ((nucleus.polygon + self.offset) * self.scale).round(2)
+
     def feature(self, nucleus: Nucleus, number: int) -> str:
         """One GeoJSON feature, on one line."""
-        ring = ((nucleus.polygon + self.offset) * self.scale).round(2).tolist()
+        ring = self.ring(nucleus).tolist()
         content = {
             "type": "Feature",
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.source}#{number}")),
@@ -115,21 +118,3 @@ def csv_text(rows: Iterable[tuple]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def write_nuclei(
-    nuclei: list[Nucleus],
-    form: NucleusFormat,
-    geojson: str | os.PathLike | None = None,
-    table: str | os.PathLike | None = None,
-) -> None:
-    """Write nuclei, numbered from 1, as GeoJSON and as CSV, each file whole or not at all; None leaves one out."""
-    numbered = list(enumerate(nuclei, start=1))
-    if geojson is not None:
-        with atomic_path(geojson) as path:
-            features = ",\n".join(form.feature(nucleus, number) for number, nucleus in numbered)
-            path.write_text(GEOJSON_START + features + GEOJSON_END, encoding="utf-8")
-    if table is not None:
-        with atomic_path(table) as path:
-            rows = [form.columns, *(form.row(nucleus, number) for number, nucleus in numbered)]
-            path.write_text(csv_text(rows), encoding="utf-8", newline="")

@@ -1,55 +1,44 @@
 from __future__ import annotations
 
-import csv
 import os
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from scripts.files import atomic_path
+from scripts.nuclei.geoparquet import read_stream
 from scripts.slides.tiles import TissueMap
 
 __all__ = ["density_map", "write_overview"]
 
 CELL = 100.0  # micrometres: side of a square whose nuclei are counted together, unless the picture is too coarse
 LONGEST = 1200  # pixels of the thumbnail's longer side
-ROWS_AT_ONCE = 100_000
 # from nothing to opaque, so that tissue without nuclei stays visible
 COLOURS = LinearSegmentedColormap.from_list("density", [(1, 1, 0, 0), (1, 0.6, 0, 0.55), (0.7, 0, 0.2, 0.8)])
 
 
-def density_map(table: str | os.PathLike, origin: tuple[float, float], cells: tuple[int, int], side: float):
+def density_map(stream: str | os.PathLike, origin: tuple[float, float], cells: tuple[int, int], side: float):
     """
-    Nuclei in each cell of a grid, from a table of nuclei that is read piece by piece.
+    Nuclei in each cell of a grid, from a stream of nuclei that is read piece by piece.
 
     Args:
-        table: CSV with ``x_px`` and ``y_px``.
-        origin: (x, y) of the grid's corner, in the table's pixels.
+        stream: in Arrow's format, with ``x_px`` and ``y_px``.
+        origin: (x, y) of the grid's corner, in the stream's pixels.
         cells: (rows, columns).
-        side: of a cell, in the table's pixels.
+        side: of a cell, in the stream's pixels.
 
     Returns:
         (rows, columns) counts.
     """
     counts = np.zeros(cells, np.int64)
-
-    def add(points: list[tuple[float, float]]) -> None:
-        places = ((np.array(points).reshape(-1, 2) - origin) / side).astype(int)
+    for batch in read_stream(stream):
+        places = ((np.stack([batch["x_px"], batch["y_px"]], 1) - origin) / side).astype(int)
         places = places.clip(0, (cells[1] - 1, cells[0] - 1))
         np.add.at(counts, (places[:, 1], places[:, 0]), 1)
-
-    points: list[tuple[float, float]] = []
-    with open(table, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            points.append((float(row["x_px"]), float(row["y_px"])))
-            if len(points) == ROWS_AT_ONCE:
-                add(points)
-                points = []
-    add(points)
     return counts
 
 
-def write_overview(path: str | os.PathLike, table: str | os.PathLike, tissue: TissueMap, mpp: float) -> None:
+def write_overview(path: str | os.PathLike, stream: str | os.PathLike, tissue: TissueMap, mpp: float) -> None:
     """A slide's thumbnail under the density of its nuclei, in nuclei for each square millimetre, with a scale."""
     height, width = tissue.thumbnail.shape[:2]
     step = -(-max(height, width) // LONGEST)
@@ -61,7 +50,7 @@ def write_overview(path: str | os.PathLike, table: str | os.PathLike, tissue: Ti
         np.minimum(side, pixels * tissue.scale - side * np.arange(count))  # the last ones are cut
         for pixels, count in zip((height, width), cells)
     )
-    density = density_map(table, origin, cells, side) / (np.outer(heights, widths) * (mpp / 1000) ** 2)
+    density = density_map(stream, origin, cells, side) / (np.outer(heights, widths) * (mpp / 1000) ** 2)
 
     figure = Figure(figsize=(thumbnail.shape[1] / 100 + 1.6, thumbnail.shape[0] / 100 + 0.6))
     axes = figure.add_subplot()

@@ -25,16 +25,16 @@ class Journal:
 
     Args:
         folder: of the files, made if missing; ``JOURNAL`` is its own.
-        heads: {file name: text it begins with}.
+        heads: {file name: what it begins with}.
         settings: plain values on which the text depends.
     """
 
-    def __init__(self, folder: str | os.PathLike, heads: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike, heads: Mapping[str, bytes], settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._path = self.folder / JOURNAL
         self._settings = json.loads(json.dumps(dict(settings), default=str))
-        self._sizes = {name: len(text.encode()) for name, text in heads.items()}
+        self._sizes = {name: len(text) for name, text in heads.items()}
         length = self._check()
         begun = length > 0
         self._log = _open_at(self._path, length)
@@ -42,7 +42,7 @@ class Journal:
         if not begun:
             for name, text in heads.items():
                 self._append(self._files[name], text)
-            self._append(self._log, json.dumps({"settings": self._settings}) + "\n")
+            self._log_line({"settings": self._settings})
 
     def records(self) -> Iterator[dict]:
         """What was written with the tiles that are finished, in order."""
@@ -51,14 +51,14 @@ class Journal:
                 if "settings" not in (record := json.loads(line)):
                     yield record
 
-    def write(self, texts: Mapping[str, str], record: Mapping[str, Any]) -> None:
+    def write(self, texts: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
         """Append a tile's text to the files, and only then its record."""
         for name, text in texts.items():
             self._append(self._files[name], text)
-            self._sizes[name] += len(text.encode())
-        self._append(self._log, json.dumps({**record, "sizes": self._sizes}) + "\n")
+            self._sizes[name] += len(text)
+        self._log_line({**record, "sizes": self._sizes})
 
-    def finish(self, tails: Mapping[str, str]) -> None:
+    def finish(self, tails: Mapping[str, bytes]) -> None:
         """Append the ends of the files and close them; the journal itself goes with its folder."""
         for name, text in tails.items():
             self._append(self._files[name], text)
@@ -92,9 +92,12 @@ class Journal:
             return 0
         return length
 
+    def _log_line(self, content: Mapping[str, Any]) -> None:
+        self._append(self._log, json.dumps(content).encode() + b"\n")
+
     @staticmethod
-    def _append(file: BinaryIO, text: str) -> None:
-        file.write(text.encode())
+    def _append(file: BinaryIO, text: bytes) -> None:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 

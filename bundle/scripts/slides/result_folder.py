@@ -12,11 +12,13 @@ from scripts.errors import DataError
 from scripts.files import read_json
 from scripts.owned import OwnFiles, remove_own_folder
 from scripts.slides.journal import JOURNAL
+from scripts.slides.nuclei_output import OUTPUTS, STREAM
 from scripts.slides.tile_overlays import TILE_OVERLAYS
 
 __all__ = ["ResultFolder", "check_folders", "file_stamp"]
 
-FILES = ("nuclei.geojson", "nuclei.csv", "tiles.csv", "overview.jpg", "summary.json", "unread.csv", JOURNAL)
+UNFINISHED = (JOURNAL, STREAM)  # go when the results are whole
+FILES = (*OUTPUTS.values(), "tiles.csv", "overview.jpg", "summary.json", "unread.csv", *UNFINISHED)
 ANOTHER = "Choose another output_dir"
 
 
@@ -95,7 +97,8 @@ class ResultFolder:
         if self.folder.exists():
             self.folder.rename(self.old)
         self.unfinished.rename(self.folder)
-        (self.folder / JOURNAL).unlink()
+        for name in UNFINISHED:
+            (self.folder / name).unlink()
         remove_own_folder(_files(self.old))
 
     def _check_replaceable(self) -> None:

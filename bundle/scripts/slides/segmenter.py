@@ -11,10 +11,11 @@ from scripts.data.pixel_size import same_mpp
 from scripts.errors import DataError
 from scripts.files import write_json, write_table
 from scripts.lock import only_writer
-from scripts.nuclei.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
+from scripts.nuclei.geojson import NucleusFormat, csv_text
 from scripts.nuclei.measures import Nucleus
 from scripts.slides.heat_map import write_overview
 from scripts.slides.journal import Journal
+from scripts.slides.nuclei_output import OUTPUTS, STREAM, NucleiOutput
 from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import ReadTile, TilePipeline
 from scripts.slides.reading import Slide, open_slide
@@ -36,7 +37,7 @@ class SlideSegmenter:
     Only a few tiles are in memory at any time. Each finished tile is in a journal: a run that was killed goes on
     where it stopped and gives the same files. The folder gets its name when the slide is done, see ``ResultFolder``:
 
-    - ``nuclei.geojson``, ``nuclei.csv``: see ``NucleusFormat``, in level-0 pixels;
+    - ``nuclei.geojson``, ``nuclei.csv``, ``nuclei.parquet``: see ``NucleusFormat``, in level-0 pixels;
     - ``tiles.csv``: one row for each tile, see ``tile_table``;
     - ``overview.jpg``: thumbnail and density of nuclei;
     - ``tile_typical_<n>.jpg``, ``tile_unusual_<n>.jpg``: nuclei on a few tiles, see ``tile_overlays``;
@@ -55,6 +56,7 @@ class SlideSegmenter:
         tissue_threshold: see ``TissueMap``; 0 segments glass as well.
         class_name: QuPath's class of the nuclei.
         flips: whether the pipeline's nuclei tell their spread over flips.
+        outputs: which of ``geojson``, ``csv`` and ``parquet`` to write.
         resume: go on with an unfinished run and leave finished slides alone; else begin anew.
     """
 
@@ -71,6 +73,7 @@ class SlideSegmenter:
         tissue_threshold: float = 0.06,
         class_name: str = "Nucleus",
         flips: bool = False,
+        outputs: Sequence[str] = tuple(OUTPUTS),
         resume: bool = True,
     ) -> None:
         for name, value in {"mpp": mpp, "target_mpp": target_mpp}.items():
@@ -80,11 +83,12 @@ class SlideSegmenter:
         self.mpp, self.region, self.size_multiple, self.resume = mpp, region, size_multiple, resume
         self.target_mpp, self.tile_size, self.margin_um = target_mpp, tile_size, margin_um
         self.tissue_threshold, self.class_name, self.flips = tissue_threshold, class_name, flips
+        self.outputs = sorted(set(outputs))
         # read from here, so that a result can never depend on something its journal does not know
         self.settings = {
             **settings,
             **{name: getattr(self, name) for name in ("target_mpp", "tile_size", "margin_um", "size_multiple")},
-            **{name: getattr(self, name) for name in ("tissue_threshold", "class_name")},
+            **{name: getattr(self, name) for name in ("tissue_threshold", "class_name", "outputs")},
         }
 
     def __call__(self, path: str | os.PathLike, folder: str | os.PathLike) -> dict[str, Any]:
@@ -129,19 +133,17 @@ class SlideSegmenter:
 
         unfinished = results.begin(self.resume)
         form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, flips=self.flips)
-        heads = {
-            "nuclei.geojson": GEOJSON_START,
-            "nuclei.csv": csv_text([form.columns]),
-            "tiles.csv": csv_text([TILE_COLUMNS]),
-        }
+        output = NucleiOutput(form, self.outputs)
+        heads = {**output.heads, "tiles.csv": csv_text([TILE_COLUMNS]).encode()}
         # files that were begun with other names of measures cannot be gone on with
         journal = Journal(unfinished, heads, {**settings, "columns": form.columns})
         start = time.perf_counter()
         try:
-            totals = self._segment(slide, tiles, region, tissue, form, Ownership(tiles, margin), journal)
-            journal.finish({"nuclei.geojson": GEOJSON_END})
+            totals = self._segment(slide, tiles, region, tissue, output, Ownership(tiles, margin), journal)
+            journal.finish(output.tails)
         finally:
             journal.close()
+        output.finish(unfinished, mpp)
         seconds = time.perf_counter() - start
         unread, domains = totals.pop("unread"), totals.pop("domains")
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
@@ -166,7 +168,7 @@ class SlideSegmenter:
             "network_share": round(self.pipeline.network_seconds / seconds, 3),
             "settings": settings,
         }
-        write_overview(unfinished / "overview.jpg", unfinished / "nuclei.csv", tissue, mpp)
+        write_overview(unfinished / "overview.jpg", unfinished / STREAM, tissue, mpp)
         summary["overlays"] = write_tile_overlays(unfinished, slide, scale, tiles)
         write_json(unfinished / "summary.json", summary, default=str)
         results.publish()
@@ -182,7 +184,7 @@ class SlideSegmenter:
         tiles: list[Tile],
         region: tuple[int, int, int, int],
         tissue: TissueMap,
-        form: NucleusFormat,
+        output: NucleiOutput,
         owners: Ownership,
         journal: Journal,
     ) -> dict[str, Any]:
@@ -192,7 +194,7 @@ class SlideSegmenter:
             owners.recall(tile, record["border"])
             _add_up(totals, record)
             totals["tiles_of_earlier_runs"] += 1
-        done = totals["tiles_of_earlier_runs"]
+        done, form = totals["tiles_of_earlier_runs"], output.form
         found = self.pipeline(slide, form.scale, form.mpp, tiles[done:])
         with tqdm(total=len(tiles), initial=done, desc=slide.path.name, unit="tile", smoothing=0.05) as bar:
             for read, nuclei in found:
@@ -206,13 +208,9 @@ class SlideSegmenter:
                     "border": owners.record(tile),
                     "domain": tile_domain(read, tissue, form.scale, self.pipeline.domain_distance),
                 }
-                numbered = list(enumerate(mine, start=totals["nuclei"] + 1))
-                features = ",\n".join(local.feature(nucleus, number) for number, nucleus in numbered)
-                separator = ",\n" if totals["nuclei"] and mine else ""
-                rows = csv_text(local.row(nucleus, number) for number, nucleus in numbered)
                 row = tile_row(tile, form.scale, record["nuclei"], record["domain"])
-                texts = {"nuclei.geojson": separator + features, "nuclei.csv": rows}
-                journal.write({**texts, "tiles.csv": csv_text([row])}, record)
+                texts = output.of_tile(mine, tile.window[:2], totals["nuclei"])
+                journal.write({**texts, "tiles.csv": csv_text([row]).encode()}, record)
                 _add_up(totals, record)
                 bar.set_postfix(nuclei=totals["nuclei"], refresh=False)
                 bar.update()

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import shapely
 from PIL import Image, ImageDraw
 from scripts.files import atomic_path
+from scripts.nuclei.geoparquet import read_stream
 from scripts.nuclei.overlays import PREDICTION_COLOUR
+from scripts.slides.nuclei_output import STREAM
 from scripts.slides.reading import Slide
 from scripts.slides.tiles import Tile
 
@@ -60,7 +62,7 @@ def write_tile_overlays(folder: str | os.PathLike, slide: Slide, scale: float, t
     Draw nuclei on some tiles of a finished slide, at the size that the network saw.
 
     Args:
-        folder: with ``tiles.csv``, ``nuclei.csv`` and ``nuclei.geojson``; takes the pictures.
+        folder: with ``tiles.csv`` and the stream of nuclei; takes the pictures.
         slide: to read from.
         scale: level-0 pixels for each pixel of the network.
         tiles: those of ``tiles.csv``, in its order.
@@ -87,13 +89,10 @@ def write_tile_overlays(folder: str | os.PathLike, slide: Slide, scale: float, t
 def _outlines(folder: Path, cores: Mapping[str, tuple[int, int, int, int]], scale: float) -> dict[str, list]:
     """Outlines (N, 2) in level-0 pixels of the nuclei in and beside some tiles."""
     found: dict[str, list] = {name: [] for name in cores}
-    with (folder / "nuclei.csv").open(newline="", encoding="utf-8") as table:
-        with (folder / "nuclei.geojson").open(encoding="utf-8") as features:
-            next(features)  # the head; then one nucleus a line, in the order of the table
-            for row, feature in zip(csv.DictReader(table), features):
-                x, y = float(row["x_px"]) / scale, float(row["y_px"]) / scale
-                for name, (left, top, right, bottom) in cores.items():
-                    if left - BESIDE <= x < right + BESIDE and top - BESIDE <= y < bottom + BESIDE:
-                        (ring,) = json.loads(feature.rstrip().rstrip(","))["geometry"]["coordinates"]
-                        found[name].append(np.array(ring))
+    for batch in read_stream(folder / STREAM):
+        x, y = (np.asarray(batch[name]) / scale for name in ("x_px", "y_px"))
+        for name, (left, top, right, bottom) in cores.items():
+            near = (left - BESIDE <= x) & (x < right + BESIDE) & (top - BESIDE <= y) & (y < bottom + BESIDE)
+            shapes = shapely.from_wkb(batch["geometry"].filter(near).to_pylist())
+            found[name] += [shapely.get_coordinates(shape) for shape in shapes]
     return found

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from scripts.errors import DataError
+from scripts.nuclei.geojson import GEOJSON_END, GEOJSON_START, NucleusFormat, csv_text
+from scripts.nuclei.geoparquet import (
+    STREAM_END,
+    nuclei_batch,
+    nuclei_schema,
+    read_stream,
+    stream_bytes,
+    stream_start,
+    write_geoparquet,
+)
+from scripts.nuclei.measures import Nucleus
+
+__all__ = ["OUTPUTS", "STREAM", "NucleiOutput"]
+
+STREAM = "nuclei.arrows"  # all nuclei while the slide is unfinished: pictures and GeoParquet are made of it
+OUTPUTS = {"geojson": "nuclei.geojson", "csv": "nuclei.csv", "parquet": "nuclei.parquet"}
+
+
+class NucleiOutput:
+    """
+    The files of a slide's nuclei: what they begin with, what a tile adds, how they end.
+
+    GeoJSON and CSV grow tile by tile. GeoParquet cannot, for its table of contents comes last: tiles add to a stream
+    in Arrow's format, which becomes GeoParquet at the end, row group by row group.
+
+    Args:
+        form: how nuclei are written; of the slide, wherever a tile lies.
+        outputs: which files, keys of ``OUTPUTS``.
+
+    Raises:
+        DataError: when an output is not known.
+    """
+
+    def __init__(self, form: NucleusFormat, outputs: Collection[str]) -> None:
+        if unknown := set(outputs) - set(OUTPUTS):
+            raise DataError("outputs", f"there is no {', '.join(sorted(unknown))}", f"Choose of {', '.join(OUTPUTS)}")
+        self.form, self.outputs = form, set(outputs)
+
+    @property
+    def heads(self) -> dict[str, bytes]:
+        """{file name: what it begins with}."""
+        heads = {
+            "nuclei.geojson": GEOJSON_START.encode(),
+            "nuclei.csv": csv_text([self.form.columns]).encode(),
+            STREAM: stream_start(nuclei_schema(self.form)),
+        }
+        return self._chosen(heads)
+
+    def of_tile(self, nuclei: Sequence[Nucleus], offset: tuple[float, float], before: int) -> dict[str, bytes]:
+        """
+        What a tile adds to each file.
+
+        Args:
+            nuclei: of the tile.
+            offset: (x, y) of the tile's corner, in its own pixels.
+            before: nuclei of the tiles before it: ids go on.
+        """
+        form = self.form.at(offset)
+        numbered = list(enumerate(nuclei, start=before + 1))
+        if not numbered:
+            return {}
+        texts = {STREAM: stream_bytes(nuclei_batch(form, numbered))}
+        if "geojson" in self.outputs:
+            features = ",\n".join(form.feature(nucleus, number) for number, nucleus in numbered)
+            texts["nuclei.geojson"] = ((",\n" if before else "") + features).encode()
+        if "csv" in self.outputs:
+            texts["nuclei.csv"] = csv_text(form.row(nucleus, number) for number, nucleus in numbered).encode()
+        return texts
+
+    @property
+    def tails(self) -> dict[str, bytes]:
+        """{file name: what it ends with}, of those that end with anything."""
+        return self._chosen({"nuclei.geojson": GEOJSON_END.encode(), STREAM: STREAM_END})
+
+    def finish(self, folder: str | os.PathLike, mpp: float) -> None:
+        """Write what is made of the whole stream in a folder; ``mpp`` is of the slide's level 0."""
+        if "parquet" in self.outputs:
+            about = {"image": self.form.source, "unit": "pixel", "mpp": mpp}
+            folder = Path(folder)
+            schema = nuclei_schema(self.form)
+            write_geoparquet(folder / OUTPUTS["parquet"], schema, read_stream(folder / STREAM), about)
+
+    def _chosen(self, parts: dict[str, bytes]) -> dict[str, bytes]:
+        names = {STREAM, *(OUTPUTS[output] for output in self.outputs)}
+        return {name: part for name, part in parts.items() if name in names}
