@@ -11,7 +11,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import geopandas
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import shapely
 from hypothesis import given, settings
@@ -89,6 +92,22 @@ def test_the_overview_is_a_picture_of_the_slide(result):
     picture = np.asarray(Image.open(result / "overview.jpg")).astype(int)
     assert min(picture.shape[:2]) > 300
     assert (picture[..., 0] - picture[..., 2] > 100).sum() > 500, "no heat on it"
+
+
+def test_each_output_stands_alone_and_ids_join_them(bundle_root, small_drawing, result, tmp_path):
+    both = geopandas.read_parquet(result / "nuclei.parquet").merge(pd.read_csv(result / "nuclei.csv"), on="id")
+    assert len(both) == len(read_geojson(result / "nuclei.geojson"))
+    assert (both.x_px_x == both.x_px_y).all()
+    path = save_slide(tmp_path / "a.tif", small_drawing, MPP)
+    folder = segment_slide(bundle_root, path, tmp_path / "out", outputs="parquet")
+    names = {path.name for path in folder.iterdir()}
+    assert {"nuclei.parquet", "overview.jpg", "tile_typical_1.jpg"} < names
+    assert not names & {"nuclei.geojson", "nuclei.csv", "nuclei.arrows", "journal.jsonl"}
+    found = geopandas.read_parquet(folder / "nuclei.parquet")
+    distance = cKDTree(shapely.get_coordinates(found.centroid)).query(small_drawing.nuclei[:, :2])[0]
+    assert len(found) == len(small_drawing.nuclei) and distance.max() < 1
+    metadata = pq.read_metadata(folder / "nuclei.parquet").metadata
+    assert json.loads(metadata[b"ama_sam"]) == {"image": "a.tif", "unit": "pixel", "mpp": MPP}
 
 
 def test_a_region_has_the_nuclei_whose_centres_lie_in_it(bundle_root, slide, drawing, tmp_path):
