@@ -128,6 +128,7 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
 def _further(words: Sequence[str], table: dict) -> dict[str, str]:
     """Keys below the top level, ``--a::b VALUE``; anything else is refused."""
     from scripts.errors import DataError
+    from scripts.settings import GONE
 
     found, words = {}, list(words)
     while words:
@@ -135,6 +136,8 @@ def _further(words: Sequence[str], table: dict) -> dict[str, str]:
         key = word.removeprefix("--")
         if not word.startswith("--"):
             raise DataError(word, "this argument belongs to no option", "Quote what contains spaces")
+        if key in GONE:
+            raise DataError(word, "there is no such option any more", GONE[key])
         if "::" not in key:
             raise DataError(word, f"there is no such option{_near(key, table)}", "See --help")
         if not equals and not words:

@@ -71,7 +71,8 @@ def test_help_lists_every_setting(name, tmp_path, capsys):
         (["train", "--run_name", "../x"], "run_name: it must be a name"),
         (["train", "--config", "mine.json"], "mine.json: there is no such config"),
         (["evaluate", "--split", "test"], "did you mean 'testing'"),
-        (["slide", ".", "--shard", "2/2"], "shard: it must be i/n"),
+        (["slide", ".", "--shard", "2/2"], "--shard: there is no such option any more. --cluster shares slides"),
+        (["slide", ".", "--cluster", "local:0"], "cluster: it must be local, local:N"),
     ],
 )
 def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, told):

@@ -66,13 +66,15 @@ def test_choices_are_those_the_code_knows():
     from scripts.nuclei.metric_table import _TABLE
     from scripts.nuclei.targets import CHANNELS
     from scripts.sharing.packing import FORMATS
+    from scripts.slides.nuclei_output import OUTPUTS as SLIDE_OUTPUTS
 
     train, inference = SETTINGS["train"], SETTINGS["inference"]
     for setting, choices in [
         (train["gaps"], GAPS), (train["mode"], MODES), (train["decoder_size"], SIZES), (train["backbone"], BACKBONES),
         (train["encoder_precision"], PRECISIONS), (train["targets"], CHANNELS), (inference["flips"], FLIPS),
         (train["adapters"], ADAPTERS),
-        (inference["outputs"], OUTPUTS), (inference["instance_method"], METHODS),
+        (inference["outputs"], OUTPUTS), (SETTINGS["wsi"]["outputs"], SLIDE_OUTPUTS),
+        (inference["instance_method"], METHODS),
         (inference["label_format"], LABEL_FORMATS), (SETTINGS["evaluate"]["split"], SPLITS),
         (SETTINGS["share"]["format"], FORMATS), (SETTINGS["experiment"]["metrics"], [metric.name for metric in _TABLE]),
     ]:  # fmt: skip
@@ -108,7 +110,7 @@ WRONG = [
     *(("prepare", key, v) for key in ("validation_share", "testing_share") for v in (1, -0.1, "a tenth")),
     *(("prepare", "sha256", v) for v in ("abc", 5)),
     *(("prepare", "workers", v) for v in (-1, "all")),
-    *(("wsi", "shard", v) for v in ("2/2", "1", "a/b", "-1/2", 3)),
+    *(("wsi", "cluster", v) for v in ("local:0", "local:x", "tcp://host", "http://host:1", "", 3)),
     *(("wsi", "region", v) for v in ("1,2,3", "a,b,c,d", [0, 0, 10], "everything")),
     *(("evaluate", "split", v) for v in ("test", "validate", "train", 1, "")),
     *(("align", "splits", v) for v in (["test"], [], "validation,tests")),
@@ -177,7 +179,8 @@ COMMANDS = [
     ("experimenting", "experiment", ["--only", "amma"], "did you mean 'ama'"),
     ("comparing", "experiment", ["--metrics", "dise"], "did you mean 'dice'"),
     ("preparing", "prepare", ["--validation_share", "0.9"], "validation_share"),
-    ("segmenting_slide", "wsi", ["--shard", "2/2"], "shard"),
+    ("segmenting_slide", "wsi", ["--cluster", "2/2"], "cluster"),
+    ("segmenting_slide", "wsi", ["--shard", "0/2"], "--cluster"),
     ("packing", "share", ["--name", "../x"], "name"),
 ]
 

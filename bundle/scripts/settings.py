@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-__all__ = ["RENAMED", "SETTINGS", "Setting"]
+__all__ = ["GONE", "RENAMED", "SETTINGS", "Setting"]
 
 # keys of earlier versions, each with what it is called now
 RENAMED = {"cache_variants": "cache_windows"}
@@ -78,10 +78,9 @@ def _is_device(value: Any) -> Any:
     return str(value) if type(value).__name__ == "device" else value  # torch is not imported here
 
 
-def _is_shard(value: str) -> str:
-    index, _, count = value.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError("not i/n")
+def _is_cluster(value: str) -> str:
+    if not re.fullmatch(r"local(:[1-9]\d{0,3})?|(tcp|tls|ucx)://\S+:\d+", value):
+        raise ValueError("no cluster")
     return value
 
 
@@ -112,7 +111,9 @@ Names = Annotated[Text | list[Text], BeforeValidator(lambda v: list(v) if isinst
 Device = Annotated[
     str, BeforeValidator(_is_device), Field(pattern=r"^(cpu|mps|cuda(:\d{1,3})?)$"), _words("cpu, cuda, cuda:1 or mps")
 ]
-Shard = Annotated[str, AfterValidator(_is_shard), _words("i/n with i from 0 to n - 1")]
+Cluster = Annotated[
+    str, AfterValidator(_is_cluster), _words("local, local:N for N processes, or a Dask scheduler's tcp://HOST:PORT")
+]
 Region = Annotated[
     list[_whole()],
     BeforeValidator(_numbers_from_commas),
@@ -215,6 +216,9 @@ _TRAINING = {
 }
 _RUN_ID = {"mlflow_run_id": Setting(Text | None, "MLflow run to file this in, instead of a new one", free=True)}
 
+# keys of earlier versions, and what does it now
+GONE = {"shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)"}
+
 SETTINGS: dict[str, dict[str, Setting]] = {
     "inference": {
         **_ROOT,
@@ -252,7 +256,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "class_name": Setting(Text, "QuPath's class of the nuclei"),
         "outputs": Setting(_listed(Literal["geojson", "csv", "parquet"]), "files to write of the nuclei"),
         "resume": Setting(Bool, "go on where an interrupted run stopped"),
-        "shard": Setting(Shard | None, "the part of the slides that this job does, of n jobs"),
+        "cluster": Setting(Cluster | None, "Dask workers that share the slides"),
         "workers": Setting(CountOrNone, "processes that read and write tiles; 0: this one"),
         **_COMPILE,
         **_SEED,

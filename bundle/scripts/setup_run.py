@@ -17,7 +17,7 @@ from scripts.files import read_json, write_json
 from scripts.judging import judge, nearest
 from scripts.memory import keep_freed_memory
 from scripts.owned import OwnFiles
-from scripts.settings import SETTINGS
+from scripts.settings import GONE, SETTINGS
 
 __all__ = ["check_device", "path_keys", "setup_run", "unknown_keys", "write_config"]
 
@@ -167,6 +167,8 @@ def _refuse_unknown_keys(config: dict, defaults: dict) -> None:
     unknown = unknown_keys(config, defaults)
     if not unknown:
         return
+    if gone := [key for key in unknown if key in GONE]:
+        raise DataError(gone[0], "there is no such key any more", GONE[gone[0]])
     known = _keys(defaults)
     hints = ", ".join(f"'{key}'{nearest(key, known)}" for key in unknown)
     settings = sorted(key for key in defaults if not isinstance(defaults[key], (dict, list)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +103,13 @@ class Darkness(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(float(os.environ.get("AMA_SAM_TEST_PAUSE", 0)))
         return (140 - x.mean(1, keepdim=True)) / 10
+
+
+class Deadly(torch.nn.Module):
+    """Kills the process it runs in, as the system does when memory is full."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Moody(torch.nn.Module):

@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import tifffile
@@ -84,6 +85,9 @@ def test_every_image_gets_its_files(tmp_path):
         assert instances.dtype == np.uint16 and np.unique(instances).tolist() == [0, 1, 2]
         np.testing.assert_array_equal(mask > 0, instances > 0)
         assert np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.jpg")).ndim == 3
+        nuclei = geopandas.read_parquet(tmp_path / "out" / f"{name}_nuclei.parquet")
+        for id_, shape in zip(nuclei.id, nuclei.geometry, strict=True):  # ids are the values of the label map
+            assert instances[int(shape.centroid.y), int(shape.centroid.x)] == id_
     header, first, second = rows_of(tmp_path / "out" / "summary.csv")
     assert header == ["file", "nuclei", "area_fraction", "seconds", "mpp", "mpp_from", "scale_to_try"]
     assert first[:3] == [str(files[0]), "2", str(round(200 / 1500, 6))] and float(first[3]) >= 0
@@ -139,7 +143,9 @@ def test_an_input_file_is_never_written_over(tmp_path):
         PredictionWriter(tmp_path, [{"image": file} for file in files])
 
 
-@pytest.mark.parametrize("name", ["a_mask.png", "a_instances.png", "a.geojson", "a_nuclei.csv", "summary.csv"])
+@pytest.mark.parametrize(
+    "name", ["a_mask.png", "a_instances.png", "a.geojson", "a_nuclei.csv", "a_nuclei.parquet", "summary.csv"]
+)
 def test_a_users_file_of_that_name_survives(tmp_path, name):
     file = save_picture(tmp_path / "in" / "a.png")
     (tmp_path / "labels").mkdir()

@@ -23,7 +23,8 @@ from PIL import Image
 from results import read_geojson, read_table
 from scipy.spatial import cKDTree
 from scripts.errors import DataError, root_cause
-from scripts.slides.listing import name_folders, segment_slides
+from scripts.slides.cohort import segment_slides
+from scripts.slides.listing import name_folders
 from scripts.slides.reading import open_slide
 from slides import Drawing, make_drawing, save_slide, segment_slide
 
@@ -326,30 +327,21 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(bundle_root, slide, resul
     assert not list(tmp_path.glob(".known.*")), "neither lock nor unfinished files stay"
 
 
-def test_shards_never_give_two_slides_one_name(tmp_path):
-    slides, out = [str(tmp_path / name) for name in ("x/a.svs", "y/a.svs", "y/a.tif")], []
-    folders = name_folders(slides, tmp_path)
-    for shard in ("0/3", "1/3", "2/3"):
-        segment_slides(folders, lambda slide, folder: out.append(folder) or {"nuclei": 0}, tmp_path, shard=shard)
-    assert [folder.relative_to(tmp_path).as_posix() for folder in out] == ["x/a", "y/a_svs", "y/a_tif"]
-
-
-@given(count=st.integers(1, 20), shards=st.integers(1, 4), processes=st.integers(1, 4))
+@given(count=st.integers(1, 20), processes=st.integers(1, 6))
 @settings(max_examples=30, deadline=None)
-def test_processes_of_all_shards_take_every_slide_once(tmp_path_factory, count, shards, processes):
-    out = []
-    slides = [f"/slides/{number}.svs" for number in range(count)]
-    for shard in range(shards):
-        for rank in range(processes):
-            segment_slides(
-                name_folders(slides, "/out"),
-                lambda slide, folder: out.append(slide) or {"nuclei": 0},
-                tmp_path_factory.getbasetemp(),
-                shard=f"{shard}/{shards}",
-                rank=rank,
-                world_size=processes,
-            )
-    assert sorted(out) == sorted(slides)
+def test_processes_of_torchrun_take_every_slide_once(tmp_path_factory, count, processes):
+    taken = []
+    out = tmp_path_factory.getbasetemp() / "none"
+    folders = name_folders([f"/slides/{number}.svs" for number in range(count)], out)
+    for rank in range(processes):
+        segment_slides(
+            folders,
+            lambda slide, folder: taken.append(slide) or {"nuclei": 0},
+            out,
+            rank=rank,
+            world_size=processes,
+        )
+    assert sorted(taken) == sorted(folders)
 
 
 @pytest.mark.slow
@@ -370,21 +362,27 @@ def test_torchrun_shares_slides_among_its_processes(bundle_root, small_drawing, 
         assert_found(out / name, small_drawing.nuclei)
 
 
-def test_shards_share_a_list_and_finished_slides_are_left_alone(bundle_root, small_drawing, tmp_path):
+def test_a_list_of_slides_has_one_table_and_finished_slides_are_left_alone(bundle_root, small_drawing, tmp_path):
     names = [save_slide(tmp_path / f"{i}.tif", small_drawing, MPP).name for i in range(3)]
     (tmp_path / "list.txt").write_text("\n".join(["# slides", *names]))
     out = tmp_path / "out"
-    segment_slide(bundle_root, tmp_path / "list.txt", out, shard="1/2")
+    segment_slide(bundle_root, tmp_path / "1.tif", out)
     assert [path.name for path in out.iterdir() if path.is_dir()] == ["1"]
     first = (out / "1" / "summary.json").stat().st_mtime_ns
     segment_slide(bundle_root, tmp_path / "list.txt", out)
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["0", "1", "2"]
     assert (out / "1" / "summary.json").stat().st_mtime_ns == first
+    table, parquet = pd.read_csv(out / "slides.csv"), pd.read_parquet(out / "slides.parquet")
+    assert list(table.folder) == ["0", "1", "2"] == list(parquet.folder)
+    assert list(table.nuclei) == [len(small_drawing.nuclei)] * 3 == list(parquet.nuclei)
+    summary = json.loads((out / "2" / "summary.json").read_text())
+    assert table.nuclei_per_mm2[2] == parquet.nuclei_per_mm2[2] == summary["nuclei_per_mm2"]
     segment_slide(bundle_root, tmp_path / "1.tif", out, threshold=0.6)
     assert (out / "1" / "summary.json").stat().st_mtime_ns != first, "other settings are another result"
+    assert list(pd.read_csv(out / "slides.csv").folder) == ["0", "1", "2"], "those of earlier runs stay in it"
     with pytest.raises(Exception) as problem:  # noqa: PT011 - MONAI wraps it
-        segment_slide(bundle_root, tmp_path / "list.txt", out, shard="2/2")
-    assert "shard" in str(problem.value) + str(problem.value.__cause__)
+        segment_slide(bundle_root, tmp_path / "list.txt", out, shard="1/2")
+    assert "--cluster shares slides" in str(root_cause(problem.value))
 
 
 @pytest.mark.slow

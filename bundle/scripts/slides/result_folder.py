@@ -15,7 +15,7 @@ from scripts.slides.journal import JOURNAL
 from scripts.slides.nuclei_output import OUTPUTS, STREAM
 from scripts.slides.tile_overlays import TILE_OVERLAYS
 
-__all__ = ["ResultFolder", "check_folders", "file_stamp"]
+__all__ = ["ResultFolder", "check_folders", "file_stamp", "read_summary"]
 
 UNFINISHED = (JOURNAL, STREAM)  # go when the results are whole
 FILES = (*OUTPUTS.values(), "tiles.csv", "overview.jpg", "summary.json", "unread.csv", *UNFINISHED)
@@ -139,7 +139,12 @@ def file_stamp(path: str | os.PathLike) -> list[int]:
 
 def _is_result(folder: Path) -> bool:
     """Whether a folder is a slide's finished result."""
-    return "summary.json" in _files(folder) and _summary(folder) is not None
+    return read_summary(folder) is not None
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Content of the ``summary.json`` of a slide's finished result; None of any other folder."""
+    return _summary(folder) if "summary.json" in _files(folder) else None
 
 
 def _files(folder: Path) -> OwnFiles:
