@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,10 +116,11 @@ def _client(cluster: str) -> Iterator[Any]:
     except ImportError as error:
         hint = "Install it: pip install -r requirements-cluster.txt"
         raise DataError("cluster", f"Dask is not installed ({error})", hint) from None
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of each worker that comes, goes or dies
     kind, _, number = cluster.partition(":")
     if kind != "local":
         try:
-            client = Client(cluster, set_as_default=False)
+            client = Client(cluster)
         except (OSError, ValueError) as error:
             raise DataError("cluster", f"no scheduler answers at {cluster} ({error})", "Is it running?") from None
         with client:
@@ -138,6 +140,6 @@ def _client(cluster: str) -> Iterator[Any]:
     with (
         dask.config.set(settings),
         LocalCluster(count, threads_per_worker=1, dashboard_address=None, memory_limit=None) as workers,
-        Client(workers, set_as_default=False) as client,
+        Client(workers) as client,
     ):
         yield client
