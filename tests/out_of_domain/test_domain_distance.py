@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from fakes import TinyEncoder, open_verb
 from hypothesis import given, settings
@@ -190,3 +191,23 @@ def test_tiles_of_a_slide_tell_their_distance_and_flips_their_spread(bundle_root
     assert 0 < max(spreads) <= 0.5
     (feature, *_) = json.loads((folder / "nuclei.geojson").read_text())["features"]
     assert 0 <= feature["properties"]["measurements"]["flip_spread"] <= 0.5
+
+
+@pytest.mark.slow
+def test_a_tile_scores_alike_as_an_image_and_as_a_slide(bundle_root, shipped, real_data, tmp_path):
+    """A slide's windows reach beyond it; what is there must not make its tissue strange."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "slides").mkdir()
+    entries = json.loads((real_data / "tnbc" / "split.json").read_text())["validation"][:2]
+    for number, entry in enumerate(entries):
+        pixels = np.asarray(Image.open(real_data / "tnbc" / entry["image"]).convert("RGB"))
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        options = {"photometric": "rgb", "metadata": None, "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / "slides" / f"{number}.tif", pixels, tile=(256, 256), **options)
+    out = {"outputs": ["csv"], "device": "cpu"}
+    images, slides = {"dataset_dir": str(tmp_path / "images")}, {"slide": str(tmp_path / "slides")}
+    open_verb(bundle_root, "inference", "inference", output_dir=str(tmp_path / "a"), **images, **out).run()
+    open_verb(bundle_root, "wsi", "inference", output_dir=str(tmp_path / "b"), **slides, **out).run()
+    with (tmp_path / "a" / "summary.csv").open() as file, (tmp_path / "b" / "slides.csv").open() as table:
+        scores = [[float(row["out_of_domain"]) for row in csv.DictReader(one)] for one in (file, table)]
+    np.testing.assert_allclose(*scores, atol=0.15)

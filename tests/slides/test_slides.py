@@ -379,7 +379,9 @@ def test_a_list_of_slides_has_one_table_and_finished_slides_are_left_alone(bundl
     assert table.nuclei_per_mm2[2] == parquet.nuclei_per_mm2[2] == summary["nuclei_per_mm2"]
     segment_slide(bundle_root, tmp_path / "1.tif", out, threshold=0.6)
     assert (out / "1" / "summary.json").stat().st_mtime_ns != first, "other settings are another result"
-    assert [row["folder"] for row in read_table(out / "slides.csv")] == ["0", "1", "2"], "those of earlier runs stay in it"
+    assert [row["folder"] for row in read_table(out / "slides.csv")] == ["0", "1", "2"], (
+        "those of earlier runs stay in it"
+    )
     with pytest.raises(Exception) as problem:  # noqa: PT011 - MONAI wraps it
         segment_slide(bundle_root, tmp_path / "list.txt", out, shard="1/2")
     assert "--cluster shares slides" in str(root_cause(problem.value))

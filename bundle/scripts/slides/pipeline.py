@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ __all__ = ["ReadTile", "TilePipeline", "ordered_map"]
 
 READERS = 2  # threads that read tiles: codecs and resampling leave Python's lock
 READ_AHEAD = 3  # tiles beyond the batch in work
+NOTHING = -30.0  # logit of what is no nucleus
 DESCRIBE_AHEAD = 2  # tiles, for each worker, that wait for post-processing
 
 T = TypeVar("T")
@@ -35,13 +37,15 @@ class ReadTile:
 
     Args:
         tile: where it is.
-        pixels: (3, side, side) uint8.
+        pixels: (3, side, side) uint8; beyond the slide they are mirrored.
+        inside: rows and columns that lie in the slide.
         unread: ([x, y, w, h] at level 0, problem) of areas that could not be read.
         distances: (rows, columns, K) of its parts, see ``DomainDistance.take``; None where that is not known.
     """
 
     tile: Tile
     pixels: np.ndarray
+    inside: tuple[slice, slice]
     unread: list[tuple[list[int], str]]
     distances: torch.Tensor | None = None
 
@@ -120,6 +124,9 @@ class TilePipeline:
             self.network_seconds += time.perf_counter() - start
             distances = None if self.domain_distance is None else self.domain_distance.take()
             for index, (tile, values) in enumerate(zip(batch, logits)):
+                foreground = np.full_like(values[0], NOTHING)
+                foreground[tile.inside] = values[0][tile.inside]
+                values[0] = foreground
                 kept.append(tile if distances is None else replace(tile, distances=distances[index]))
                 yield tile.pixels, values
 
@@ -161,7 +168,16 @@ def _in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def _read(slide: Slide, scale: float, tile: Tile) -> ReadTile:
     left, top, side = tile.square
     pixels, unread = slide.read(left, top, side, side, scale)
-    return ReadTile(tile, np.ascontiguousarray(pixels.transpose(2, 0, 1)), unread)
+    # a white edge is like nothing the network was trained on: beyond the slide is its mirror image, as in TileInferer
+    parts = [
+        slice(max(-start, 0), min(math.ceil(size / scale) - start, side))
+        for start, size in ((top, slide.height), (left, slide.width))
+    ]
+    inside = parts[0], parts[1]
+    beyond = [(part.start, side - part.stop) for part in parts]
+    if any(map(any, beyond)):
+        pixels = np.pad(pixels[inside], (*beyond, (0, 0)), mode="reflect")
+    return ReadTile(tile, np.ascontiguousarray(pixels.transpose(2, 0, 1)), inside, unread)
 
 
 def _describe(
