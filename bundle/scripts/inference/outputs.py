@@ -24,7 +24,7 @@ from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
 from scripts.nuclei.magnification import fitting_factor
-from scripts.nuclei.measures import describe_nuclei
+from scripts.nuclei.measures import binary_entropy, describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.nuclei_files import write_nuclei
 from scripts.nuclei.overlays import overlay
@@ -133,7 +133,8 @@ class PredictionWriter:
     - ``<name>_overlay.jpg``: outlines on the image, to look at;
     - ``<name>.geojson``, ``<name>_nuclei.csv`` and ``<name>_nuclei.parquet``: outlines and measures by
       ``NucleusFormat``, ids as in the map;
-    - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, seconds of network and
+    - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, ``uncertainty`` (mean binary
+      entropy of the foreground probability over the nuclei's pixels, in bits; None without nuclei), seconds of network and
       post-processing, ``mpp`` and where it is from (``given``, ``file``, or ``unknown``: then the image was taken as it
       is), ``scale_to_try`` where nuclei are of another size than the model knows (see
       ``nuclei.magnification.fitting_factor``), and the values of ``domain_score`` where items have one.
@@ -244,8 +245,8 @@ class PredictionWriter:
             self._save_instances(name, instances, mpp)
         if "overlay" in self.outputs:
             self._save_picture(name, "_overlay.jpg", overlay(image, instances))
+        probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
         if NUCLEI.keys() & self.outputs:
-            probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
             paths = [self._target(name, end) if output in self.outputs else None for output, end in NUCLEI.items()]
             spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
             nuclei = describe_nuclei(instances, probability, image, spread)
@@ -254,6 +255,7 @@ class PredictionWriter:
             "file": printable(file),
             "nuclei": int(instances.max(initial=0)),
             "area_fraction": round(float(mask.mean()), 6),
+            "uncertainty": round(float(binary_entropy(probability[mask]).mean()), 4) if mask.any() else None,
         }
         domain = score.values() if (score := item.get("domain_score")) else {}
         pixel = {
@@ -311,7 +313,7 @@ class PredictionWriter:
     def _write_summary(self, engine: Engine) -> None:
         self._wait(0)
         self._thread.shutdown()
-        columns = ("file", "nuclei", "area_fraction", "seconds", "mpp", "mpp_from", "scale_to_try")
+        columns = ("file", "nuclei", "area_fraction", "uncertainty", "seconds", "mpp", "mpp_from", "scale_to_try")
         write_table(self.files.path("summary.csv"), self.rows, columns)
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
         write_json(self.files.path("summary.json"), {**totals, "files": self.rows})

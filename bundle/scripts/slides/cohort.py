@@ -28,6 +28,7 @@ SLIDE_COLUMNS = {
     "nuclei": pa.int64(),
     "tissue_mm2": pa.float64(),
     "nuclei_per_mm2": pa.float64(),
+    "uncertainty": pa.float64(),
     "out_of_domain": pa.float64(),
     "unusual_tiles": pa.float64(),
     "nearest_domain": pa.string(),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scripts.data.pixel_size import same_mpp
 from scripts.errors import DataError
 from scripts.files import write_json, write_table
@@ -21,7 +22,7 @@ from scripts.slides.pipeline import ReadTile, TilePipeline
 from scripts.slides.reading import Slide, open_slide
 from scripts.slides.result_folder import ResultFolder, file_stamp
 from scripts.slides.tile_overlays import write_tile_overlays
-from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row
+from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row, uncertain_area
 from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region
 from tqdm import tqdm
 
@@ -145,7 +146,7 @@ class SlideSegmenter:
             journal.close()
         output.finish(unfinished, mpp)
         seconds = time.perf_counter() - start
-        unread, domains = totals.pop("unread"), totals.pop("domains")
+        unread, domains, (uncertain, area) = (totals.pop(name) for name in ("unread", "domains", "uncertain"))
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
             results.discard()
             raise DataError(path, f"no tile of it can be read ({unread[0]['problem']})", "Copy it again")
@@ -160,6 +161,7 @@ class SlideSegmenter:
             "tissue_mm2": round(tissue.area_mm2, 4),
             "nuclei_per_mm2": round(density, 1),
             **totals,
+            "uncertainty": round(uncertain / area, 4) if area else None,
             "tiles": len(tiles),
             "tiles_without_tissue": len(grid) - len(tiles),
             "tiles_with_unread_areas": len(unread),
@@ -190,6 +192,7 @@ class SlideSegmenter:
     ) -> dict[str, Any]:
         """Segment the tiles that the journal lacks; totals over all of them."""
         totals: dict[str, Any] = {"nuclei": 0, "cut": 0, "tiles_of_earlier_runs": 0, "unread": [], "domains": []}
+        totals["uncertain"] = np.zeros(2)
         for tile, record in zip(tiles, journal.records()):
             owners.recall(tile, record["border"])
             _add_up(totals, record)
@@ -206,10 +209,11 @@ class SlideSegmenter:
                     "cut": sum(_is_cut(nucleus, tile, slide, form.scale) for nucleus in mine),
                     "unread": _bounds(read),
                     "border": owners.record(tile),
+                    "uncertain": uncertain_area(mine),
                     "domain": tile_domain(read, tissue, form.scale, self.pipeline.domain_distance),
                 }
-                row = tile_row(tile, form.scale, record["nuclei"], record["domain"])
-                texts = output.of_tile(mine, tile.window[:2], totals["nuclei"])
+                row = tile_row(tile, form.scale, record)
+                texts = output.of_tile(mine, tile.square[:2], totals["nuclei"])
                 journal.write({**texts, "tiles.csv": csv_text([row]).encode()}, record)
                 _add_up(totals, record)
                 bar.set_postfix(nuclei=totals["nuclei"], refresh=False)
@@ -229,6 +233,7 @@ class SlideSegmenter:
 def _add_up(totals: dict[str, Any], record: Mapping[str, Any]) -> None:
     totals["nuclei"] += record["nuclei"]
     totals["cut"] += record["cut"]
+    totals["uncertain"] += np.array(record["uncertain"])
     if record["domain"]:
         totals["domains"].append(record["domain"])
     if record["unread"]:

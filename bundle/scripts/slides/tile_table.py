@@ -6,21 +6,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from scripts.nuclei.measures import Nucleus
 from scripts.out_of_domain.reference import UNUSUAL
 from scripts.out_of_domain.scoring import DomainDistance
 from scripts.slides.pipeline import ReadTile
 from scripts.slides.tiles import Tile, TissueMap
 
-__all__ = ["TILE_COLUMNS", "domain_summary", "tile_domain", "tile_row"]
+__all__ = ["TILE_COLUMNS", "domain_summary", "tile_domain", "tile_row", "uncertain_area"]
 
 # x to height is the tile's core in level-0 pixels; the last three are a DomainScore
-TILE_COLUMNS = ("x", "y", "width", "height", "nuclei", "out_of_domain", "domain_distance", "nearest_domain")
+DOMAIN_COLUMNS = ("out_of_domain", "domain_distance", "nearest_domain")
+TILE_COLUMNS = ("x", "y", "width", "height", "nuclei", "uncertainty", *DOMAIN_COLUMNS)
 
 
-def tile_row(tile: Tile, scale: float, nuclei: int, domain: Mapping[str, Any] | None) -> tuple:
-    """Values of :data:`TILE_COLUMNS`; ``scale`` is level-0 pixels for each of the network's."""
+def uncertain_area(nuclei: Sequence[Nucleus]) -> tuple[float, int]:
+    """Uncertainty of nuclei times their areas, and their area, in pixels: sums of these give the mean over pixels."""
+    return sum(nucleus.uncertainty * nucleus.area for nucleus in nuclei), sum(nucleus.area for nucleus in nuclei)
+
+
+def tile_row(tile: Tile, scale: float, record: Mapping[str, Any]) -> tuple:
+    """Values of :data:`TILE_COLUMNS`, from a tile's record; ``scale`` is level-0 pixels for each of the network's."""
     left, top, right, bottom = (round(side * scale) for side in tile.core)
-    return (left, top, right - left, bottom - top, nuclei, *((domain or {}).get(name, "") for name in TILE_COLUMNS[5:]))
+    uncertain, area = record["uncertain"]
+    domain = record["domain"] or {}
+    values = record["nuclei"], round(uncertain / area, 4) if area else "", *(domain.get(n, "") for n in DOMAIN_COLUMNS)
+    return (left, top, right - left, bottom - top, *values)
 
 
 def tile_domain(
