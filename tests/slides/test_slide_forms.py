@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pydicom
 import pytest
 import tifffile
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from scripts.data.readers import read_image
 from scripts.errors import DataError
 from scripts.slides.listing import list_slides
-from scripts.slides.reading import dicom_series, open_slide
+from scripts.slides.reading import open_slide
 from scripts.slides.tiles import TissueMap
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
@@ -172,20 +178,53 @@ def test_tiles_that_were_never_written_are_glass_on_a_slide_and_refused_in_an_im
         read_image(tmp_path / "x.tif")
 
 
-def test_a_dicom_slide_counts_once_whatever_its_files(tmp_path, monkeypatch):
-    """One file for each level; the same series in another folder is another copy, and what has no series stays."""
-    series = {"a/1.dcm": "x", "a/2.dcm": "x", "a/3.dcm": "y", "a/4.dcm": None, "a/5.dcm": None, "b/1.dcm": "x"}
-    for name in series:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    monkeypatch.setattr(
-        "scripts.slides.listing.dicom_series", lambda path: series[path.relative_to(tmp_path).as_posix()]
-    )
-    kept = [str(tmp_path / name) for name in series if name != "a/2.dcm"]
-    assert list_slides(tmp_path) == kept
-    assert list_slides(tmp_path / "a" / "2.dcm") == [str(tmp_path / "a" / "2.dcm")], "what is named is taken"
+def dicom(path, pixels: np.ndarray, series: str, flavour: str, mpp: float = 0.25) -> None:
+    """One file of a whole slide's DICOM series, of tiles of 64 x 64."""
+    rows, columns = (side // 64 for side in pixels.shape[:2])
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
+    about = Dataset()
+    about.file_meta = meta
+    about.SOPClassUID, about.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    about.ImageType = ["ORIGINAL", "PRIMARY", flavour, "NONE"]
+    about.Modality, about.SeriesInstanceUID = "SM", series
+    about.StudyInstanceUID = about.FrameOfReferenceUID = "1.2.3"
+    about.SamplesPerPixel, about.PhotometricInterpretation, about.PlanarConfiguration = 3, "RGB", 0
+    about.BitsAllocated = about.BitsStored = 8
+    about.HighBit, about.PixelRepresentation, about.Rows, about.Columns = 7, 0, 64, 64
+    about.TotalPixelMatrixRows, about.TotalPixelMatrixColumns = pixels.shape[:2]
+    about.NumberOfFrames, about.DimensionOrganizationType = rows * columns, "TILED_FULL"
+    about.TotalPixelMatrixFocalPlanes = about.NumberOfOpticalPaths = 1
+    spacing, shared, optics = Dataset(), Dataset(), Dataset()
+    spacing.PixelSpacing = [mpp / 1000, mpp / 1000]
+    shared.PixelMeasuresSequence = Sequence([spacing])
+    optics.OpticalPathIdentifier = "1"
+    about.SharedFunctionalGroupsSequence, about.OpticalPathSequence = Sequence([shared]), Sequence([optics])
+    frames = pixels.reshape(rows, 64, columns, 64, 3).swapaxes(1, 2)
+    about.PixelData = frames.tobytes()
+    about["PixelData"].VR = "OB"
+    if pydicom.__version_info__[0] == "2":
+        about.is_little_endian, about.is_implicit_VR = True, False
+        about.save_as(path, write_like_original=False)
+    else:
+        about.save_as(path, enforce_file_format=True)
 
 
-def test_a_dicom_file_that_cannot_be_opened_has_no_series(tmp_path):
-    (tmp_path / "a.dcm").write_bytes(b"nothing")
-    assert dicom_series(tmp_path / "a.dcm") is None
+def test_the_files_of_a_dicom_series_are_one_slide(tmp_path):
+    """Levels, label, overview and thumbnail of one series; another series beside it; what is no DICOM file stays."""
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 3), dtype=np.uint8)
+    for name, series, flavour in (
+        ("a_label", "1.2.9", "LABEL"), ("b_overview", "1.2.9", "OVERVIEW"), ("c_thumbnail", "1.2.9", "THUMBNAIL"),
+        ("d_level", "1.2.9", "VOLUME"), ("f_other", "1.2.8", "VOLUME"),
+    ):  # fmt: skip
+        dicom(tmp_path / f"{name}.dcm", pixels, series, flavour)
+    dicom(tmp_path / "e_level.dcm", pixels[:64, :64], "1.2.9", "VOLUME", 0.75)
+    (tmp_path / "g_nothing.dcm").write_bytes(b"nothing")
+    found = [Path(path).name for path in list_slides(tmp_path)]
+    assert found == ["d_level.dcm", "f_other.dcm", "g_nothing.dcm"]
+    for name in ("d_level.dcm", "f_other.dcm"):
+        slide = open_slide(tmp_path / name)
+        assert (slide.width, slide.height, slide.mpp) == (192, 128, 0.25)
+        np.testing.assert_array_equal(slide.read(0, 0, 192, 128, 1.0)[0], pixels)
+    assert list_slides(tmp_path / "e_level.dcm") == [str(tmp_path / "e_level.dcm")], "what is named is taken"

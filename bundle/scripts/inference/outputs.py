@@ -135,8 +135,8 @@ class PredictionWriter:
       ``NucleusFormat``, ids as in the map;
     - ``summary.csv`` and ``summary.json`` at the end: file, nuclei, share of the area, ``uncertainty`` (mean binary
       entropy of the foreground probability over the nuclei's pixels, in bits; None without nuclei), seconds of network
-      and post-processing, ``mpp`` and where it is from (``given``, ``file``, or ``unknown``: then the image was taken as it
-      is), ``scale_to_try`` where nuclei are of another size than the model knows (see
+      and post-processing, ``mpp`` and where it is from (``given``, ``file``, or ``unknown``: then the image was taken
+      as it is), ``scale_to_try`` where nuclei are of another size than the model knows (see
       ``nuclei.magnification.fitting_factor``), and the values of ``domain_score`` where items have one.
 
     Args:

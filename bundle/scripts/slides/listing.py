@@ -7,7 +7,7 @@ from pathlib import Path
 from scripts.errors import DataError
 from scripts.files import read_text, walk_files
 from scripts.inference.output_names import output_names
-from scripts.slides.reading import dicom_series
+from scripts.slides.dicom_files import read_dicom_file
 from scripts.slides.result_folder import check_folders
 
 __all__ = ["list_slides", "name_folders"]
@@ -24,7 +24,7 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
 
     Args:
         slide: a slide; a folder, of which all slides count, also in sub-folders; or a text file with one path a line,
-            relative to the file's own folder. The level files of one DICOM slide in a folder are one slide.
+            relative to the file's own folder. The files of one DICOM series in a folder are one slide.
 
     Raises:
         DataError: nothing is there.
@@ -32,7 +32,7 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
     path = Path(slide)
     if path.is_dir():
         found = [file for file in walk_files(path) if file.suffix.lower() in SLIDE_SUFFIXES]
-        paths = _without_repeated_levels(found)
+        paths = _one_of_each_series(found)
         if not paths:
             raise DataError(path, "no slide found", f"Put files with one of {', '.join(SLIDE_SUFFIXES)} there")
     elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
@@ -47,16 +47,15 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _without_repeated_levels(files: Sequence[Path]) -> list[Path]:
-    """Each file of a DICOM series opens as the whole slide: the first of them stays."""
-    seen: set[tuple[Path, str]] = set()
-    kept = []
+def _one_of_each_series(files: Sequence[Path]) -> list[Path]:
+    """Each level of a DICOM slide opens as the whole slide: the first stays, before label, overview and thumbnail."""
+    chosen: dict[object, tuple[Path, bool]] = {}
     for file in files:
-        series = dicom_series(file) if file.suffix.lower() == ".dcm" else None
-        if series is None or (file.parent, series) not in seen:
-            kept.append(file)
-            seen.add((file.parent, series or ""))
-    return kept
+        about = read_dicom_file(file) if file.suffix.lower() == ".dcm" else None
+        key, tissue = (file, True) if about is None else ((file.parent, about.series), about.tissue)
+        if key not in chosen or tissue > chosen[key][1]:
+            chosen[key] = file, tissue
+    return sorted((file for file, _ in chosen.values()), key=files.index)
 
 
 def name_folders(

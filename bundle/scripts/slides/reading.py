@@ -17,7 +17,7 @@ from scripts.data.tiff_files import main_picture
 from scripts.data.warn_once import warn_once
 from scripts.errors import DataError
 
-__all__ = ["Slide", "dicom_series", "open_slide"]
+__all__ = ["Slide", "open_slide"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,15 +156,6 @@ def open_slide(path: str | os.PathLike) -> Slide:
         raise
     except Exception as error:
         raise DataError(path, f"it cannot be read as a slide ({error})", hint) from error
-
-
-def dicom_series(path: str | os.PathLike) -> str | None:
-    """The series that a DICOM file is of; None if it cannot be opened, which is told when it is segmented."""
-    try:
-        with openslide.OpenSlide(path) as slide:
-            return slide.properties.get("dicom.SeriesInstanceUID")
-    except openslide.OpenSlideError:
-        return None
 
 
 class _OpenSlide(Slide):
