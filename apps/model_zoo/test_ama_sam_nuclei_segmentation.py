@@ -18,7 +18,7 @@ SMALL = {
     "batch_size": 4,
     "crop_size": 64,
     "window_size": 64,
-    "cache_variants": 1,
+    "cache_windows": 1,
     "decoder_size": "light",
     "alignment_report": False,
     "publish_path": None,  # the shipped weights stay

@@ -219,7 +219,10 @@ class FakeVerb(BundleVerb):
                 if self.stops_after.get(name) == epoch:
                     raise self.error
                 client.log_metric(run_id, "val/dice", 0.5, step=epoch + 1)
-                torch.save({"epoch": epoch + 1, "iteration": 0, "identity": {}, "parts": {}}, checkpoint)
+                torch.save(
+                    {"epoch": epoch + 1, "iteration": 0, "identity": {}, "parts": {"early_stop": {"stale": 0}}},
+                    checkpoint,
+                )
                 self.epochs_done += 1
             (folder / "model.pt").write_text("trained")
             return
