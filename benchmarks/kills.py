@@ -26,7 +26,7 @@ sys.path.append(str(BUNDLE.parent / "tests" / "helpers"))
 import torch
 from fakes import TINY_TRAINING, tiny_encoder
 from killing import case, kill_at, run_verbs
-from scripts.data.synthetic import ensure_dataset
+from scripts.data.synthetic import make_synthetic
 from scripts.networks.model_file import read_model_file
 from slides import make_drawing, save_slide
 
@@ -35,7 +35,7 @@ RUN = "synthetic_pink_ama_seed0"
 
 class Training:
     def __init__(self, folder: Path) -> None:
-        self.weights, self.data = tiny_encoder(folder)[1], ensure_dataset(folder / "synthetic")
+        self.weights, self.data = tiny_encoder(folder)[1], make_synthetic(folder / "synthetic")
 
     def case(self, out: Path, kill: dict | None) -> dict:
         settings = {**TINY_TRAINING, "dataset_dir": self.data, "backbone_weights": self.weights, "max_epochs": 2}
