@@ -62,11 +62,13 @@ def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str
     for config in command.configs:
         defaults |= json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8"))
     table = {key: setting for key, setting in SETTINGS[command.configs[0]].items() if key != "bundle_root"}
-    known, more = _parser(name, command, table, defaults).parse_known_args(_one_spelling(arguments))
+    further, words = _further(_one_spelling(arguments))
+    known, more = _parser(name, command, table, defaults).parse_known_args(words)
+    _refuse_unknown(more, table)
     given = vars(known)
     config_files = given.pop("config") or []
     given = {key: _read(value) for key, value in given.items() if value is not None}
-    given |= {key: _read(value) for key, value in _further(more, table).items()}
+    given |= {key: _read(value) for key, value in further.items()}
     for file in config_files:
         if not os.path.isfile(file):
             raise DataError(file, "there is no such config", "Correct --config")
@@ -125,25 +127,39 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
     return [re.sub(r"^--[\w:-]+", lambda m: "--" + m[0][2:].replace("-", "_"), argument) for argument in arguments]
 
 
-def _further(words: Sequence[str], table: dict) -> dict[str, str]:
-    """Keys below the top level, ``--a::b VALUE``; anything else is refused."""
+def _further(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """
+    Keys below the top level, ``--a::b VALUE``, and the other words; argparse, which does not know them, would take their
+    values for what stands without an option.
+    """
     from scripts.errors import DataError
+
+    found, others, words = {}, [], list(words)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        if not (option.startswith("--") and "::" in option):
+            others.append(word)
+            continue
+        if not equals and not words:
+            raise DataError(option, "it has no value", "Give one")
+        found[option.removeprefix("--")] = value if equals else words.pop(0)
+    return found, others
+
+
+def _refuse_unknown(words: Sequence[str], table: dict) -> None:
+    from scripts.errors import DataError
+    from scripts.judging import nearest
     from scripts.settings import GONE
 
-    found, words = {}, list(words)
-    while words:
-        word, equals, value = words.pop(0).partition("=")
-        key = word.removeprefix("--")
+    for word in words[:1]:
+        option = word.partition("=")[0]
+        key = option.removeprefix("--")
         if not word.startswith("--"):
             raise DataError(word, "this argument belongs to no option", "Quote what contains spaces")
         if key in GONE:
-            raise DataError(word, "there is no such option any more", GONE[key])
-        if "::" not in key:
-            raise DataError(word, f"there is no such option{_near(key, table)}", "See --help")
-        if not equals and not words:
-            raise DataError(word, "it has no value", "Give one")
-        found[key] = value if equals else words.pop(0)
-    return found
+            raise DataError(option, "there is no such option any more", GONE[key])
+        raise DataError(option, f"there is no such option{nearest(key, table)}", "See --help")
 
 
 def _read(text: Any) -> Any:
@@ -186,6 +202,10 @@ def _run(command: Command, settings: dict[str, Any]) -> int:
     except Exception as error:
         from scripts.errors import DataError, root_cause
 
+        if isinstance(error, KeyError) and (name := re.fullmatch(r"'query key: (.+)'", str(error))):  # MONAI's
+            keys = [f"--{key}" for key in settings if name[1] in key.split("::")[:-1]]
+            where = ", ".join(keys or settings["config_file"])
+            return _refused(f"{where}: there is no '{name[1]}' at this place of the config. See {BUNDLE / 'configs'}")
         if not isinstance(cause := root_cause(error), DataError):
             raise
         return _refused(str(cause))

@@ -71,6 +71,8 @@ def test_help_lists_every_setting(name, tmp_path, capsys):
         (["train", "--run_name", "../x"], "run_name: it must be a name"),
         (["train", "--config", "mine.json"], "mine.json: there is no such config"),
         (["evaluate", "--split", "test"], "did you mean 'testing'"),
+        (["train", "--cache_variants", "2"], "--cache_variants: there is no such option (it is called 'cache_windows' now)"),
+        (["train", "--train::augmentation::blur::prob"], "--train::augmentation::blur::prob: it has no value"),
         (["slide", ".", "--shard", "2/2"], "--shard: there is no such option any more. --cluster shares slides"),
         (["slide", ".", "--cluster", "local:0"], "cluster: it must be local, local:N"),
     ],
@@ -134,6 +136,33 @@ def test_load_gives_what_the_verb_writes(segmented, tile, model, kind):
     pandas.testing.assert_frame_equal(nuclei.table, pandas.read_csv(out / "tile_nuclei.csv"))
     assert nuclei.polygons == json.loads((out / "tile.geojson").read_text())["features"]
     assert nuclei.probabilities.shape == nuclei.labels.shape
+
+
+def test_a_place_that_the_config_lacks_is_told_by_its_key(tmp_path, tile):
+    """Without an image before it, too: its value was taken for the image."""
+    done = _run("segment", "--preprocessing::transforms::nothing::a", "true", tile, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Error: --preprocessing::transforms::nothing::a: there is no 'nothing' at this place" in done.stderr
+    (tmp_path / "mine.json").write_text('{"preprocessing::steps::a": true}')
+    done = _run("segment", tile, "--config", "mine.json", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1 and "mine.json: there is no 'steps' at this place of the config" in done.stderr
+
+
+@pytest.mark.parametrize("name, told", [("none.png", "there is no such file"), ("", "it is a folder"), ("bad.png", "the")])
+def test_load_tells_which_image_cannot_be_read(model, tmp_path, name, told):
+    from ama_sam import load
+
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with pytest.raises(DataError) as error:
+        load(model, device="cpu").segment(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: {told}") and "dataset_dir" not in str(error.value)
+
+
+def test_load_refuses_an_image_without_pixels(model):
+    from ama_sam import load
+
+    with pytest.raises(ValueError, match="with pixels, got"):
+        load(model, device="cpu").segment(np.zeros((0, 5, 3), np.uint8))
 
 
 def test_load_refuses_what_the_verb_refuses(model):

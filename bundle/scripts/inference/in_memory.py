@@ -100,24 +100,28 @@ class Segmenter:
 
         Raises:
             DataError: when the image cannot be read, or mpp is out of range.
+            ValueError: when an array is no such image.
         """
         if isinstance(mpp, str):
             raise DataError("mpp", f"'{mpp}' is no number", "Give one, or use ama-sam segment --mpp estimate")
         if isinstance(image, (str, os.PathLike)):
-            item = list_images(image, mpp)
-            if len(item) != 1 or Path(image).is_dir():
-                raise ValueError(f"{image} is a folder: give one image")
-            return self._segment(item[0], probabilities, name or Path(image).name.partition(".")[0])
+            if not Path(image).is_file():
+                problem = "it is a folder" if Path(image).is_dir() else "there is no such file"
+                raise DataError(image, problem, "Give one image")
+            return self._segment(list_images(image, mpp)[0], probabilities, name or Path(image).name.partition(".")[0])
         array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-            raise ValueError(f"an image is (H, W, 3) uint8, got {array.shape} {array.dtype}")
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+            raise ValueError(f"an image is (H, W, 3) uint8, with pixels, got {array.shape} {array.dtype}")
         with tempfile.TemporaryDirectory() as folder:  # read by the one function that reads images
             path = Path(folder) / f"{name or 'image'}.png"
             Image.fromarray(array).save(path, compress_level=1)
             return self._segment(list_images(path, mpp)[0], probabilities, name or "image")
 
     def _segment(self, item: dict[str, Any], probabilities: bool, name: str) -> Nuclei:
-        item = self.preprocessing(item)
+        try:
+            item = self.preprocessing(item)
+        except RuntimeError as error:  # MONAI's Compose wraps what a transform says
+            raise root_cause(error) from None
         image = item[CommonKeys.IMAGE].to(self.device)
         with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=self.amp):
             logits = self.inferer(image[None], self.network)

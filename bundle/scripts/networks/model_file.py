@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,9 @@ def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
     try:
         # torch's format is a zip, which can be mapped; what is cut short is none, and fails as torch's old format
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as e:  # torch's own words advise to read it as a program
+        problem = "it cannot be read as a model: it is damaged, another kind of file, or holds more than weights"
+        raise DataError(path, problem, _HINT) from e
     except Exception as e:
         raise DataError(path, f"it cannot be read as a model ({e})", _HINT) from e
     content = split_about(content) if isinstance(content, dict) else {}
