@@ -129,8 +129,8 @@ def _one_spelling(arguments: Sequence[str]) -> list[str]:
 
 def _further(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """
-    Keys below the top level, ``--a::b VALUE``, and the other words; argparse, which does not know them, would take their
-    values for what stands without an option.
+    Keys below the top level, ``--a::b VALUE``, and the other words; argparse, which does not know these options, would
+    take their values for what stands without one.
     """
     from scripts.errors import DataError
 

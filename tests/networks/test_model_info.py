@@ -109,3 +109,10 @@ def test_a_file_can_ask_for_our_own_parts_only(tmp_path):
 
 def test_an_export_says_nothing(tmp_path):
     assert model_info(tmp_path / "model.onnx") == model_info(None) == ModelInfo()
+
+
+def test_no_file_is_recommended_to_be_run_as_a_program(tmp_path):
+    (tmp_path / "image.pt").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match="image.pt: it cannot be read as a model: it is damaged, another kind") as error:
+        read_model_file(tmp_path / "image.pt")
+    assert "weights_only" not in str(error.value)
