@@ -84,9 +84,10 @@ class TolerantDataset(IterableDataset):
             try:
                 sample = self.transform(item)
             except Exception as error:  # whatever is wrong with one file, the others go on
-                problem = _root_problem(error)
+                file = str(item[self.path_key])
+                problem = _root_problem(error).removeprefix(f"{printable(file)}: ")
                 self._keep(index, problem)
-                logger.error("skipped %s: %s", printable(item[self.path_key]), problem)
+                logger.error("skipped %s: %s", printable(file), problem)
             else:
                 yield sample
 

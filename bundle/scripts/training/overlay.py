@@ -127,9 +127,8 @@ class ClosingLines:
         provenance = read_model_file(self.kept_model).get("provenance", {}) if self.kept_model.is_file() else {}
         judged = "no validation image has judged them"
         if "val_dice" in provenance:
-            judged = (
-                f"Dice {provenance['val_dice']:.3f} on {counted(self.images, 'validation image')} of {self.domain_name}"
-            )
+            images = counted(self.images, "validation image")
+            judged = f"Dice {provenance['val_dice']:.3f} of the mask on {images} of {self.domain_name}"
         print(f"Trained {engine.state.iteration} steps from {begun}; kept: epoch {provenance.get('epoch')}, {judged}.")
         look = f"Look at {self.overlay} (found nuclei yellow, reference cyan); " if self.overlay.is_file() else ""
         print(f"{look}weights: {self.kept_model}")
