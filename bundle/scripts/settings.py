@@ -16,6 +16,8 @@ __all__ = ["GONE", "RENAMED", "SETTINGS", "Setting"]
 
 # keys of earlier versions, each with what it is called now
 RENAMED = {"cache_variants": "cache_windows"}
+# those that are gone, each with what does it now
+GONE = {"shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)"}
 
 
 class Setting(NamedTuple):
@@ -215,9 +217,6 @@ _TRAINING = {
     **_TARGET_MPP,
 }
 _RUN_ID = {"mlflow_run_id": Setting(Text | None, "MLflow run to file this in, instead of a new one", free=True)}
-
-# keys of earlier versions, and what does it now
-GONE = {"shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)"}
 
 SETTINGS: dict[str, dict[str, Setting]] = {
     "inference": {
