@@ -59,17 +59,22 @@ def test_inferring_runs_from_the_unpacked_zip_in_a_new_environment(unpacked, pyt
     Image.fromarray(image).save(tmp_path / "images" / "a.png")
     arguments = ["--config_file", "configs/inference.json", "--dataset_dir", tmp_path / "images"]
     command = [python, "-m", "monai.bundle", "run", "inferring", *arguments, "--output_dir", tmp_path / "out"]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=unpacked,
-        capture_output=True,
-        text=True,
-        env={**environment, "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(tmp_path)},
-    )
+    done = _run_alone(command, unpacked, home=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["nuclei"] > 0
     assert np.asarray(Image.open(tmp_path / "out" / "a_instances.png")).shape == image.shape[:2]
+
+
+def _run_alone(command, folder, home):
+    """With nothing of the repository in reach."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**environment, "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(home)},
+    )
 
 
 # what ci/unit_tests/utils.py of the zoo offers
@@ -91,14 +96,7 @@ def test_the_zoos_unit_test_passes_in_a_folder_laid_out_as_the_zoo(bundle_root, 
     shutil.copy(bundle_root.parent / "apps" / "model_zoo" / f"test_{NAME}.py", tests)
     shutil.copytree(unpacked, tmp_path / "models" / NAME)
     command = [python, "-m", "unittest", "discover", "-s", "ci/unit_tests", "-p", f"test_{NAME}.py"]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**environment, "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(tmp_path)},
-    )
+    done = _run_alone(command, tmp_path, home=tmp_path)
     assert done.returncode == 0 and "Ran 2 tests" in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
 
 
