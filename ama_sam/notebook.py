@@ -18,7 +18,7 @@ def load(model: str | os.PathLike | None = None, device: str | None = None, **se
     Args:
         model: the model file; by default the shipped one.
         device: ``cpu``, ``cuda`` ...; by default a GPU where there is one.
-        settings: other keys of ``configs/inference.json``, such as ``threshold`` or ``flips``; not ``mpp``, which is of
+        settings: other keys of ``configs/inference.json``, such as ``threshold`` or ``views``; not ``mpp``, which is of
             each image.
 
     Raises:

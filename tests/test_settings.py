@@ -55,8 +55,8 @@ def test_choices_are_those_the_code_knows():
     from scripts.data.annotation_style import GAPS
     from scripts.data.datalists import SPLITS
     from scripts.data.pixel_size import PLAUSIBLE_MPP
-    from scripts.inference.flips import FLIPS
     from scripts.inference.outputs import OUTPUTS
+    from scripts.inference.views import VIEWS
     from scripts.networks.adapters import ADAPTERS
     from scripts.networks.domain_adversary import MODES
     from scripts.networks.hr_decoder import SIZES
@@ -71,7 +71,7 @@ def test_choices_are_those_the_code_knows():
     train, inference = SETTINGS["train"], SETTINGS["inference"]
     for setting, choices in [
         (train["gaps"], GAPS), (train["mode"], MODES), (train["decoder_size"], SIZES), (train["backbone"], BACKBONES),
-        (train["encoder_precision"], PRECISIONS), (train["targets"], CHANNELS), (inference["flips"], FLIPS),
+        (train["encoder_precision"], PRECISIONS), (train["targets"], CHANNELS), (inference["views"], map(str, VIEWS)),
         (train["adapters"], ADAPTERS),
         (inference["outputs"], OUTPUTS), (SETTINGS["wsi"]["outputs"], SLIDE_OUTPUTS),
         (inference["instance_method"], METHODS),
@@ -101,7 +101,7 @@ WRONG = [
     *((config, "min_solidity", v) for config in ("inference", "wsi", "evaluate") for v in (-1, 1.1, "round", math.nan)),
     *((config, "seed", v) for config in ("train", "inference", "evaluate") for v in (-1, 1.5, "one", 2**32)),
     *((config, "device", v) for config in ("train", "inference", "wsi") for v in ("gpu", "cuda:x", 0, "cuda7", "")),
-    *((config, "flips", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 4, "image")),
+    *((config, "views", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 3, 0, 2.5)),
     *(("train", key, "choice") for key in ("mode", "backbone", "decoder_size", "targets", "keep", "cache", "publish")),
     ("train", "adapters", "some"),
     *(("train", "run_name", v) for v in ("../x", "a/b", "..", "", "/tmp/x", "x" * 300)),

@@ -17,7 +17,10 @@ __all__ = ["GONE", "RENAMED", "SETTINGS", "Setting"]
 # keys of earlier versions, each with what it is called now
 RENAMED = {"cache_variants": "cache_windows"}
 # those that are gone, each with what does it now
-GONE = {"shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)"}
+GONE = {
+    "shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)",
+    "flips": "--views 2 or 4 averages turned and enlarged views",
+}
 
 
 class Setting(NamedTuple):
@@ -188,7 +191,7 @@ _NUCLEI = {
     "instance_method": Setting(Literal["watershed", "components"], "components leaves touching nuclei together"),
     "marker_depth": Setting(_number(gt=0, le=1), "smaller values separate more touching nuclei and split more"),
     "min_solidity": Setting(Share, "small nuclei more ragged than this are removed; 0 keeps them"),
-    "flips": Setting(Literal["none", "features", "images"], "average four flips: of features (quick) or of images"),
+    "views": Setting(Literal[1, 2, 4], "looks at each image, turned and enlarged, that are averaged"),
     "tile_batch_size": Setting(Count, "tiles the network sees at once"),
     **_TILE,
 }

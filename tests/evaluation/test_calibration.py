@@ -83,7 +83,7 @@ def test_a_report_tells_images_nuclei_and_domains(tmp_path):
     assert "auroc_uncertainty" not in summary["good"], "nothing to tell apart"
     assert summary["bad"]["nuclei"] == 6 and summary["bad"]["matches"] == pytest.approx(2 / 3)
     assert summary["bad"]["auroc_uncertainty"] == summary["bad"]["auroc_probability"] == 1
-    assert summary["bad"]["auroc_flip_spread"] == 0.5
+    assert summary["bad"]["auroc_view_spread"] == 0.5
     assert summary["good"]["ece"] < 0.01 < summary["bad"]["ece"]
     assert evaluator.state.metrics["bad/ece"] == summary["bad"]["ece"]
 

@@ -173,12 +173,12 @@ def test_tissue_like_that_of_training_is_near_and_other_pictures_are_far(bundle_
 
 
 @pytest.mark.slow
-def test_tiles_of_a_slide_tell_their_distance_and_flips_their_spread(bundle_root, shipped, tmp_path):
+def test_tiles_of_a_slide_tell_their_distance_and_views_their_spread(bundle_root, shipped, tmp_path):
     path = save_slide(tmp_path / "a.tif", make_drawing(1000, 900, seed=3), 0.25)
     network = {"_target_": "scripts.networks.loading.load_network", "path": "@ckpt_path"}
     model = str(bundle_root / "models" / "model.pt")
     out = tmp_path / "out"
-    folder = segment_slide(bundle_root, path, out, network=network, ckpt_path=model, flips="features")
+    folder = segment_slide(bundle_root, path, out, network=network, ckpt_path=model, views=2)
     with (folder / "tiles.csv").open() as file:
         tiles = list(csv.DictReader(file))
     summary = json.loads((folder / "summary.json").read_text())
@@ -187,10 +187,10 @@ def test_tiles_of_a_slide_tell_their_distance_and_flips_their_spread(bundle_root
     assert scores and summary["out_of_domain"] == pytest.approx(np.median(scores)) == 1
     assert summary["unusual_tiles"] == 1 and summary["nearest_domain"] in shipped.names
     with (folder / "nuclei.csv").open() as file:
-        spreads = [float(row["flip_spread"]) for row in csv.DictReader(file)]
+        spreads = [float(row["view_spread"]) for row in csv.DictReader(file)]
     assert 0 < max(spreads) <= 0.5
     (feature, *_) = json.loads((folder / "nuclei.geojson").read_text())["features"]
-    assert 0 <= feature["properties"]["measurements"]["flip_spread"] <= 0.5
+    assert 0 <= feature["properties"]["measurements"]["view_spread"] <= 0.5
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def _ranking(nuclei: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return found
     found["matches"] = float((~missed).mean())
     if 0 < missed.mean() < 1:
-        for name, sign in (("probability", -1), ("uncertainty", 1), ("flip_spread", 1)):
+        for name, sign in (("probability", -1), ("uncertainty", 1), ("view_spread", 1)):
             if name in nuclei[0]:
                 found[f"auroc_{name}"] = float(roc_auc_score(missed, [sign * nucleus[name] for nucleus in nuclei]))
     return found

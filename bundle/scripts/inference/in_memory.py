@@ -56,7 +56,7 @@ class Segmenter:
     Args:
         config: the bundle's ``inference.json``; this is the one place where Python composes a config.
         bundle_root: folder whose ``models/model.pt`` is taken where ``ckpt_path`` is not given.
-        given: other keys of it, such as ``threshold`` or ``flips``; not ``mpp``, which is of each image.
+        given: other keys of it, such as ``threshold`` or ``views``; not ``mpp``, which is of each image.
 
     Raises:
         DataError: for a setting that is not known or not allowed, or a model that cannot be read.
@@ -129,7 +129,7 @@ class Segmenter:
         pixels, labels = (np.asarray(item[key].cpu()) for key in ("image", "instances"))
         probability = np.asarray(item["pred"][0].float().sigmoid().cpu())
         spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
-        form = NucleusFormat(name, known_mpp(item["image"].meta.get("mpp")), flips=spread is not None)
+        form = NucleusFormat(name, known_mpp(item["image"].meta.get("mpp")), with_spread=spread is not None)
         nuclei = list(enumerate(describe_nuclei(labels[0], probability, pixels, spread), start=1))
         return Nuclei(
             labels=labels[0],

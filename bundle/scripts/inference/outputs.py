@@ -251,7 +251,7 @@ class PredictionWriter:
             paths = [self._target(name, end) if output in self.outputs else None for output, end in NUCLEI.items()]
             spread = np.asarray(item["spread"][0].cpu()) if "spread" in item else None
             nuclei = describe_nuclei(instances, probability, image, spread)
-            write_nuclei(nuclei, NucleusFormat(printable(name), mpp, flips=spread is not None), *paths)
+            write_nuclei(nuclei, NucleusFormat(printable(name), mpp, with_spread=spread is not None), *paths)
         row = {
             "file": printable(file),
             "nuclei": int(instances.max(initial=0)),

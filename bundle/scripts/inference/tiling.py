@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
-from scripts.inference.flips import FLIPS, flip_network
+from scripts.inference.views import VIEWS, view_network
 
 __all__ = ["TileInferer"]
 
@@ -25,11 +25,11 @@ class TileInferer(SlidingWindowInferer):
         mode: how overlapping tiles are blended, ``gaussian`` or ``constant``.
         size_multiple: the network takes sides that are multiples of this.
         sw_batch_size: tiles per forward pass.
-        flips: see :func:`scripts.inference.flips.flip_network`; other than ``none`` adds a channel to the output.
+        views: see :func:`scripts.inference.views.view_network`; more than one add a channel to the output.
         kwargs: further arguments of MONAI's ``SlidingWindowInferer``, such as ``device`` or ``progress``.
 
     Raises:
-        ValueError: when ``roi_size`` is not a multiple of ``size_multiple``, or ``flips`` is not known.
+        ValueError: when ``roi_size`` is not a multiple of ``size_multiple``, or ``views`` is not known.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class TileInferer(SlidingWindowInferer):
         mode: str = "gaussian",
         size_multiple: int = 32,
         sw_batch_size: int = 4,
-        flips: str = "none",
+        views: int = 1,
         **kwargs: Any,
     ) -> None:
         if roi_size <= 0 or roi_size % size_multiple:
             raise ValueError(
                 f"roi_size must be a positive multiple of size_multiple, got {roi_size} and {size_multiple}"
             )
-        if flips not in FLIPS:
-            raise ValueError(f"flips must be one of {', '.join(FLIPS)}, got {flips!r}")
+        if views not in VIEWS:
+            raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, got {views!r}")
         super().__init__((roi_size, roi_size), sw_batch_size, overlap, mode, **kwargs)
         self.size_multiple = size_multiple
-        self.flips = flips
+        self.views = views
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -76,6 +76,6 @@ class TileInferer(SlidingWindowInferer):
                 # torch mirrors only by less than the image's size; numpy goes back and forth as often as needed
                 mirrored = np.pad(np.arange(size), (missing // 2, missing - missing // 2), mode="reflect")
                 inputs = inputs.index_select(dim, torch.as_tensor(mirrored, device=inputs.device))
-        forward = flip_network(network, self.flips)
+        forward = view_network(network, self.views, self.size_multiple)
         outputs = SlidingWindowInferer.__call__(tiles, inputs, forward, *args, **kwargs)
         return outputs[:, :, starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]

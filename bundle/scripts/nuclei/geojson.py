@@ -28,7 +28,7 @@ MEASURES = (
     ("probability", "probability", None),
     ("uncertainty", "uncertainty", None),
 )
-SPREAD = ("spread", "flip_spread", None)
+SPREAD = ("spread", "view_spread", None)
 
 
 class NucleusFormat:
@@ -45,7 +45,7 @@ class NucleusFormat:
         scale: pixels of the image file for each pixel of that array.
         offset: (x, y) of the array's corner, in its own pixels.
         class_name: QuPath's class of the detections.
-        flips: whether the nuclei tell their spread over flips.
+        with_spread: whether the nuclei tell their spread over views.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class NucleusFormat:
         scale: float = 1.0,
         offset: tuple[float, float] = (0.0, 0.0),
         class_name: str = "Nucleus",
-        flips: bool = False,
+        with_spread: bool = False,
     ) -> None:
         self.source = source
         self.mpp = mpp
         self.scale = scale
         self.offset = offset
         self.class_name = class_name
-        self.measures = (*MEASURES, SPREAD) if flips else MEASURES
+        self.measures = (*MEASURES, SPREAD) if with_spread else MEASURES
 
     def at(self, offset: tuple[float, float]) -> NucleusFormat:
         """The same for an array that lies elsewhere."""

@@ -85,7 +85,7 @@ class LogitsToInstancesd(MapTransform):
         min_area_um2: the same in square micrometres; it goes before ``min_area`` where ``mpp`` is known, from the
             logits' meta data or else from the item.
         method: see :func:`logits_to_instances`.
-        with_spread: the last channel is no logit but the spread over flips, and becomes ``spread``.
+        with_spread: the last channel is no logit but the spread over views, and becomes ``spread``.
         targets: what the network's channels mean, see :func:`logits_to_instances`.
         min_solidity: see :func:`logits_to_instances`.
     """

@@ -32,7 +32,7 @@ class Nucleus:
         haematoxylin: mean optical density of the haematoxylin stain, by skimage's colour deconvolution.
         probability: mean foreground probability of its pixels.
         uncertainty: mean binary entropy of that probability in bits: 0 sure, 1 undecided.
-        spread: mean standard deviation of it over flips, None without flips.
+        spread: mean standard deviation of it over views, None with one.
     """
 
     box: tuple[int, int, int, int]
@@ -74,7 +74,7 @@ def describe_nuclei(
         instances: (H, W) integer ids; 0 is background.
         probability: (H, W) foreground probability.
         image: (3, H, W) RGB in [0, 255].
-        spread: (H, W) standard deviation of the probability over flips, if there were any.
+        spread: (H, W) standard deviation of the probability over views, if there were several.
 
     Returns:
         nuclei in the order of their ids.
@@ -121,7 +121,7 @@ def describe_nuclei(
                 haematoxylin=float(stain[index]),
                 probability=float(means["probability"][index - 1]),
                 uncertainty=float(means["uncertainty"][index - 1]),
-                spread=None if spread is None else float(means["flip_spread"][index - 1]),
+                spread=None if spread is None else float(means["view_spread"][index - 1]),
             )
         )
     return nuclei
@@ -134,13 +134,13 @@ def nucleus_means(
     What the network claims about each nucleus; arguments as of :func:`describe_nuclei`.
 
     Returns:
-        (N,) for ids 1..N: ``probability``, ``uncertainty`` (entropy in bits) and, with ``spread``, ``flip_spread``.
+        (N,) for ids 1..N: ``probability``, ``uncertainty`` (entropy in bits) and, with ``spread``, ``view_spread``.
     """
     nucleus = instances > 0
     ids, p = instances[nucleus], probability[nucleus].astype(np.float64)
     values = {"probability": p, "uncertainty": binary_entropy(p)}
     if spread is not None:
-        values["flip_spread"] = spread[nucleus]
+        values["view_spread"] = spread[nucleus]
     area = np.maximum(np.bincount(ids, minlength=1)[1:], 1)
     return {name: np.bincount(ids, column, minlength=1)[1:] / area for name, column in values.items()}
 

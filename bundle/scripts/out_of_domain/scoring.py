@@ -26,12 +26,12 @@ class DomainDistance:
     Args:
         network: an ``AMASAM``; of another network there are no scores.
         path: its model file. One that does not describe its training domains gives a warning, and no scores.
-        flips: as of ``TileInferer``: only what was seen unflipped counts.
+        views: as of ``TileInferer``: only the first view, the image as it is, counts.
     """
 
-    def __init__(self, network: nn.Module, path: str | os.PathLike, flips: str = "none") -> None:
+    def __init__(self, network: nn.Module, path: str | os.PathLike, views: int = 1) -> None:
         self.reference: DomainReference | None = None
-        self._views = 4 if flips == "images" else 1
+        self._views = views
         self._seen: list[torch.Tensor] = []
         encoder = getattr(network, "image_encoder", None)
         if encoder is None:

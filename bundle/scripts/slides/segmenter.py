@@ -56,7 +56,7 @@ class SlideSegmenter:
         size_multiple: the network takes sides that are multiples of this.
         tissue_threshold: see ``TissueMap``; 0 segments glass as well.
         class_name: QuPath's class of the nuclei.
-        flips: whether the pipeline's nuclei tell their spread over flips.
+        with_spread: whether the pipeline's nuclei tell their spread over views.
         outputs: which of ``geojson``, ``csv`` and ``parquet`` to write.
         resume: go on with an unfinished run and leave finished slides alone; else begin anew.
     """
@@ -73,7 +73,7 @@ class SlideSegmenter:
         size_multiple: int = 32,
         tissue_threshold: float = 0.06,
         class_name: str = "Nucleus",
-        flips: bool = False,
+        with_spread: bool = False,
         outputs: Sequence[str] = tuple(OUTPUTS),
         resume: bool = True,
     ) -> None:
@@ -83,7 +83,7 @@ class SlideSegmenter:
         self.pipeline = pipeline
         self.mpp, self.region, self.size_multiple, self.resume = mpp, region, size_multiple, resume
         self.target_mpp, self.tile_size, self.margin_um = target_mpp, tile_size, margin_um
-        self.tissue_threshold, self.class_name, self.flips = tissue_threshold, class_name, flips
+        self.tissue_threshold, self.class_name, self.with_spread = tissue_threshold, class_name, with_spread
         self.outputs = sorted(set(outputs))
         # read from here, so that a result can never depend on something its journal does not know
         self.settings = {
@@ -133,7 +133,7 @@ class SlideSegmenter:
             logger.warning("%s: no tissue found, hence no nuclei; --tissue_threshold 0 looks at all of it", path)
 
         unfinished = results.begin(self.resume)
-        form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, flips=self.flips)
+        form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, with_spread=self.with_spread)
         output = NucleiOutput(form, self.outputs)
         heads = {**output.heads, "tiles.csv": csv_text([TILE_COLUMNS]).encode()}
         # files that were begun with other names of measures cannot be gone on with
