@@ -104,6 +104,8 @@ WRONG = [
     *((config, "views", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 3, 0, 2.5)),
     *(("train", key, "choice") for key in ("mode", "backbone", "decoder_size", "targets", "keep", "cache", "publish")),
     ("train", "adapters", "some"),
+    ("train", "teacher", -1), ("train", "teacher_confidence", 0.5), ("train", "teacher_confidence", 1),
+    ("train", "teacher_ramp", 1.5), ("train", "teacher_decay", 1),
     *(("train", "run_name", v) for v in ("../x", "a/b", "..", "", "/tmp/x", "x" * 300)),
     *(("experiment", "name", v) for v in ("../x", "a\\b", ".", " ")),
     *(("share", "name", v) for v in ("../x", "a/b")),

@@ -16,6 +16,7 @@ from PIL import Image
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
+from scripts.training.checkpoints import read_checkpoint
 
 
 def _hide_labels(data: Path, *domains: str) -> None:
@@ -91,6 +92,79 @@ def test_the_segmentation_learns_nothing_of_an_unlabelled_domain(open_training, 
         for image in (data / "synthetic_dark" / "images").iterdir():
             Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    "primary, targets, mode, cache, adapters",
+    [
+        ("synthetic_dark", "hv", "joint", "on", "none"),
+        ("synthetic_dark", "distance", "ama", "off", "none"),
+        ("synthetic_pink", "hv", "ama", "on", "late"),
+        ("synthetic_pink", "border", "joint", "off", "late"),
+    ],
+)
+def test_a_teacher_tells_of_images_whose_labels_are_never_opened(
+    open_training, data, tmp_path, primary, targets, mode, cache, adapters
+):
+    _hide_labels(data, primary)
+    workflow = open_training(
+        tmp_path, dataset_dir=str(data), primary=primary, unlabelled=primary, targets=targets, mode=mode, cache=cache,
+        adapters=adapters, teacher=1.0, teacher_confidence=0.51, max_epochs=2, domain_images=0, overlay_images=0,
+        cache_dir=str(tmp_path / "features"), cache_windows=1,
+    )  # fmt: skip
+    workflow.run()
+    last = _columns(tmp_path / f"{primary}_{mode}_seed0")
+    assert float(last["teacher_loss"]) > 0 and 0.5 < float(last["teacher_share"]) <= 1
+    assert f"train_dice_{primary}" not in last
+    assert workflow.parser.get_parsed_content("model").style.prob == 0.5, "the network sees another style"
+
+
+def test_the_network_learns_from_what_the_teacher_tells(open_training, data, tmp_path):
+    """As above where no teacher is, other unlabelled images now give another network; without its weight the same."""
+    decoders = []
+    for n, settings in enumerate([{}, {"teacher": 1e-9, "style_jitter": 0.0}, {"teacher": 1.0, "style_jitter": 0.0}]):
+        workflow = open_training(
+            tmp_path / str(n), dataset_dir=str(data), unlabelled="synthetic_dark", max_epochs=1, mode="joint",
+            auxiliary="synthetic_dark", teacher_confidence=0.51, teacher_ramp=0.0, domain_images=0, overlay_images=0,
+            **settings,
+        )  # fmt: skip
+        workflow.run()
+        decoders.append(workflow.parser.get_parsed_content("network").decoder.state_dict())
+    without, weightless, taught = (torch.cat([value.flatten() for value in d.values()]) for d in decoders)
+    torch.testing.assert_close(weightless, without, rtol=0, atol=1e-5)
+    assert (taught - without).abs().max() > 1e-4
+
+
+def test_a_run_with_a_teacher_goes_on_as_if_it_had_not_stopped(open_training, data, tmp_path):
+    states = {}
+    for name in ("whole", "stopped"):
+        settings = dict(
+            dataset_dir=str(data), unlabelled="synthetic_dark", mode="joint", teacher=1.0, teacher_confidence=0.51,
+            max_epochs=2, domain_images=0, overlay_images=0,
+        )  # fmt: skip
+        workflow = open_training(tmp_path / name, **settings)
+        if name == "stopped":
+            trainer = workflow.parser.get_parsed_content("train::trainer")
+
+            @trainer.on(Events.EPOCH_STARTED(once=2))
+            def stop(engine):
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                workflow.run()
+            workflow = open_training(tmp_path / name, resume=True, **settings)
+        workflow.run()
+        states[name] = read_checkpoint(tmp_path / name / "synthetic_pink_joint_seed0" / "checkpoint.pt")["parts"]
+    whole, resumed = (states[name]["teacher"] for name in ("whole", "stopped"))
+    assert whole["steps"] == resumed["steps"] == 4
+    for name, value in whole["weights"].items():
+        assert torch.equal(value, resumed["weights"][name]), name
+
+
+def test_a_teacher_with_nobody_to_teach_is_refused(open_training, tmp_path):
+    with pytest.raises(Exception) as error:  # noqa: B017 which class MONAI wraps it in does not matter
+        open_training(tmp_path, teacher=1.0, max_epochs=1, cache="off").run()
+    assert str(root_cause(error.value)).startswith("teacher: it is 1, but every domain that is trained on has labels")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ _GROUPS = {
     "gradient_": "gradient/",
     "domain_": "adversary/domain_",
     "lambda": "adversary/lambda",
+    "teacher_": "teacher/",
 }
 
 

@@ -60,8 +60,8 @@ class TrainingCheckpoint:
 
     Args:
         path: the file.
-        parts: objects with ``state_dict``/``load_state_dict``, by name; a learning-rate schedule may be longer in a
-            resumed run than it was.
+        parts: objects with ``state_dict``/``load_state_dict``, by name, None where this run has no such part; a
+            learning-rate schedule may be longer in a resumed run than it was.
         kept_model, early_stop: attached with this handler, after loading and before saving, for what they remember
             belongs to the checkpoint.
         identity: plain values that must be the same when resuming, such as the encoder's fingerprint.
@@ -82,6 +82,7 @@ class TrainingCheckpoint:
         self.path, self.identity, self.settings, self.resume = Path(path), dict(identity), settings, resume
         self.kept_model, self.early_stop = kept_model, early_stop
         # "best_model" is its name in the checkpoints of earlier versions
+        parts = {name: part for name, part in parts.items() if part is not None}
         self.parts = {**parts, "best_model": kept_model, "early_stop": early_stop}
         for name, part in parts.items():
             if isinstance(part, LRScheduler):

@@ -10,6 +10,7 @@ from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 from scripts.networks.domain_adversary import AdversarialModel
 from scripts.training.self_test import gradient_self_test
+from scripts.training.teacher import MeanTeacher
 
 __all__ = ["AdversarialIteration", "adversarial_ramp", "unwrap"]
 
@@ -33,7 +34,8 @@ class AdversarialIteration:
     One training step for MONAI's ``SupervisedTrainer(iteration_update=...)``.
 
     Loss: the mean segmentation loss over samples (auxiliary ones weighted) plus the domain cross-entropy behind CGRL,
-    both over the batch of all processes. The first step of a run is preceded by the gradient self-test.
+    both over the batch of all processes; with a teacher, also the mean of what unlabelled samples cost against what it
+    tells of them. The first step of a run is preceded by the gradient self-test.
 
     Args:
         lambda_max: strength of the gradient reversal at the end of its ramp.
@@ -41,11 +43,13 @@ class AdversarialIteration:
         clip_norm: the gradient's norm is clipped to this; 0 does not clip.
         labelled: of each domain, whether it has labels; samples of the others have no segmentation loss, and their
             ``dice`` is nan. None: all have.
+        teacher: of the samples without labels; None: they are not learned from.
 
     Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
     the encoder has been run already, ``features``, a list of (B, H / s_i, W / s_i, C_i). After a step
     ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for :class:`EpochMetrics`
-    domain, dice, segmentation_loss, domain_loss, judged, lambda and, in the first step of an epoch, gradient norms.
+    domain, dice, segmentation_loss, domain_loss, judged, lambda, teacher_loss, teacher_share (both None where nobody is
+    taught) and, in the first step of an epoch, gradient norms.
     """
 
     def __init__(
@@ -54,11 +58,13 @@ class AdversarialIteration:
         auxiliary_weight: float = 1.0,
         clip_norm: float = 1.0,
         labelled: Sequence[bool] | None = None,
+        teacher: MeanTeacher | None = None,
     ) -> None:
         if lambda_max < 0 or auxiliary_weight < 0:
             raise ValueError(f"lambda_max and auxiliary_weight must not be negative: {lambda_max}, {auxiliary_weight}")
         self.lambda_max, self.auxiliary_weight, self.clip_norm = lambda_max, auxiliary_weight, clip_norm
         self.labelled = None if labelled is None else torch.tensor(list(labelled))
+        self.teacher = teacher
         self._tested = False
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
@@ -76,25 +82,32 @@ class AdversarialIteration:
             ]
         model = unwrap(engine.network)
         engine.network.train()
+        if self.teacher is not None:
+            features = self.teacher.begin(image, features)
+        progress = (state.iteration - 1) / max(1, state.max_epochs * state.epoch_length - 1)
         strength = 0.0
         if model.adversary is not None:
             if not self._tested:
                 gradient_self_test(model, image, domain, target[:, :1], features)
                 self._tested = True
-            progress = (state.iteration - 1) / max(1, state.max_epochs * state.epoch_length - 1)
             strength = model.adversary.cgrl.strength = adversarial_ramp(progress, self.lambda_max)
 
+        known = torch.ones_like(domain, dtype=torch.bool)
+        if self.labelled is not None:
+            known = self.labelled.to(device)[domain]
+        teacher_loss, teacher_share = None, None
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         with torch.autocast(device.type, enabled=engine.amp, **engine.amp_kwargs):
             logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1], features)
             losses = engine.loss_function(logits, target)
-        known = torch.ones_like(domain, dtype=torch.bool)
-        if self.labelled is not None:
-            known = self.labelled.to(device)[domain]
+            if self.teacher is not None:
+                teacher_loss, teacher_share = self._taught(engine, image, features, logits, ~known)
         weights = torch.where(domain == 0, 1.0, self.auxiliary_weight) * known
         # of means over the batch of all processes, each process computes the part of its own samples
         segmentation_loss = (losses * weights).sum() / idist.all_reduce(weights.sum()).clamp(min=1e-6)
         part = segmentation_loss if domain_loss is None else segmentation_loss + domain_loss
+        if teacher_loss is not None:
+            part = part + self.teacher.strength(progress) * teacher_loss
         loss = idist.all_reduce(part.detach().clone())
         if not torch.isfinite(loss):
             files = sorted({str(f) for f in getattr(batch[Keys.IMAGE], "meta", {}).get("filename_or_obj", [])})
@@ -131,8 +144,27 @@ class AdversarialIteration:
             "domain_loss": None if domain_loss is None else idist.all_reduce(domain_loss.detach().clone()),
             "judged": judged,
             "lambda": strength,
+            "teacher_loss": None if teacher_loss is None else idist.all_reduce(teacher_loss.detach().clone()),
+            "teacher_share": teacher_share,
             "gradients": gradients,
         }
+
+    def _taught(
+        self,
+        engine: SupervisedTrainer,
+        image: torch.Tensor,
+        features: Sequence[torch.Tensor],
+        logits: torch.Tensor,
+        unknown: torch.Tensor,
+    ) -> tuple[torch.Tensor | None, float | None]:
+        """The mean loss of unlabelled samples (this process' part), and the share of their pixels that are taught."""
+        number = idist.all_reduce(unknown.sum())
+        if not number:
+            return None, None
+        if not unknown.any():  # the other processes have some
+            return logits.sum() * 0, None
+        *taught, share = self.teacher(image[unknown], [feature[unknown] for feature in features], logits[unknown])
+        return engine.loss_function(*taught).sum() / number, share
 
 
 def _hard_dice(logits: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
