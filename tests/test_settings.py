@@ -58,8 +58,10 @@ def test_choices_are_those_the_code_knows():
     from scripts.inference.outputs import OUTPUTS
     from scripts.inference.views import VIEWS
     from scripts.networks.adapters import ADAPTERS
-    from scripts.networks.domain_adversary import MODES
+    from scripts.networks.alignment_losses import DISTANCES
+    from scripts.networks.domain_adversary import ALIGNED_AT, MODES
     from scripts.networks.hr_decoder import SIZES
+    from scripts.networks.regions import ALIGNED_BY
     from scripts.networks.sam_encoders import BACKBONES, PRECISIONS
     from scripts.nuclei.instances import METHODS
     from scripts.nuclei.label_maps import LABEL_FORMATS
@@ -72,7 +74,8 @@ def test_choices_are_those_the_code_knows():
     for setting, choices in [
         (train["gaps"], GAPS), (train["mode"], MODES), (train["decoder_size"], SIZES), (train["backbone"], BACKBONES),
         (train["encoder_precision"], PRECISIONS), (train["targets"], CHANNELS), (inference["views"], map(str, VIEWS)),
-        (train["adapters"], ADAPTERS),
+        (train["adapters"], ADAPTERS), (train["aligned_at"], ALIGNED_AT), (train["aligned_by"], ALIGNED_BY),
+        (train["alignment_loss"], ["adversary", *DISTANCES]),
         (inference["outputs"], OUTPUTS), (SETTINGS["wsi"]["outputs"], SLIDE_OUTPUTS),
         (inference["instance_method"], METHODS),
         (inference["label_format"], LABEL_FORMATS), (SETTINGS["evaluate"]["split"], SPLITS),
@@ -103,7 +106,8 @@ WRONG = [
     *((config, "device", v) for config in ("train", "inference", "wsi") for v in ("gpu", "cuda:x", 0, "cuda7", "")),
     *((config, "views", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 3, 0, 2.5)),
     *(("train", key, "choice") for key in ("mode", "backbone", "decoder_size", "targets", "keep", "cache", "publish")),
-    ("train", "adapters", "some"),
+    ("train", "adapters", "some"), ("train", "lambda_warmup", 1), ("train", "spectral_norm", 1),
+    *(("train", key, "choice") for key in ("alignment_loss", "aligned_by", "aligned_at")),
     ("train", "teacher", -1), ("train", "teacher_confidence", 0.5), ("train", "teacher_confidence", 1),
     ("train", "teacher_ramp", 1.5), ("train", "teacher_decay", 1),
     *(("train", "run_name", v) for v in ("../x", "a/b", "..", "", "/tmp/x", "x" * 300)),

@@ -20,6 +20,7 @@ RENAMED = {"cache_variants": "cache_windows"}
 GONE = {
     "shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)",
     "flips": "--views 2 or 4 averages turned and enlarged views",
+    "adversary_by_region": "--aligned_by region is what true was, --aligned_by image what false was",
 }
 
 
@@ -294,7 +295,16 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "coefficients": Setting(
             _listed(_number()) | None, "reversal of each domain, the primary's first, instead of the mode's"
         ),
-        "adversary_by_region": Setting(Bool, "align nuclei and background apart"),
+        "lambda_warmup": Setting(ShareBelow1, "of the training in which the discriminator alone learns"),
+        "alignment_loss": Setting(
+            Literal["adversary", "mmd", "coral"], "the discriminator, or a distance of features that is made small"
+        ),
+        "aligned_by": Setting(
+            Literal["image", "region", "class"],
+            "what is aligned apart; region: nuclei and background; class: nuclei found, their border, background",
+        ),
+        "aligned_at": Setting(Literal["decoder", "encoder"], "whose features are aligned; encoder needs adapters"),
+        "spectral_norm": Setting(Bool, "bound each layer of the discriminator"),
         "style_jitter": Setting(Share, "probability that features get a style of no domain; 0: off"),
         "teacher": Setting(NotNegative, "weight of what a mean teacher tells of unlabelled images; 0: no teacher"),
         "teacher_confidence": Setting(_number(gt=0.5, lt=1), "probability from which the teacher is believed"),
@@ -303,7 +313,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "decoder_size": Setting(Decoder, "width and levels of the decoder"),
         "targets": Setting(Targets, "what separates nuclei"),
         "out_channels": Setting(Count | None, "channels of the network, where targets do not say"),
-        "aligned_stride": Setting(Stride, "level of the decoder that is aligned", "pixels"),
+        "aligned_stride": Setting(Stride, "of the features that are aligned", "pixels"),
         "adapters": Setting(Adapters, "small trained parts beside the frozen encoder's late or early blocks, or all"),
         **_ENCODER,
         "crop_size": Setting(_whole(ge=16, multiple_of=16), "side of what a training step sees", "pixels"),

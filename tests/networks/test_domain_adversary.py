@@ -5,6 +5,9 @@ import torch
 from fakes import TinyEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts.errors import DataError
+from scripts.networks.adapters import Adapter
+from scripts.networks.alignment_losses import aligned_channels, alignment_loss
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.domain_adversary import (
     CGRL,
@@ -15,15 +18,16 @@ from scripts.networks.domain_adversary import (
     domain_coefficients,
 )
 from scripts.networks.hr_decoder import HRDecoder
+from scripts.networks.sam_encoders import build_encoder
 from scripts.training.iteration import adversarial_ramp
 from scripts.training.self_test import AdversaryError, gradient_self_test
 
 
-def _model(coefficients=(0.0, 1.0, 1.0), by_region=True):
+def _model(coefficients=(0.0, 1.0, 1.0), kind="adversary", **settings):
     torch.manual_seed(0)
     decoder = HRDecoder((4, 6, 8), (4, 8, 16), size="light")
     return AdversarialModel(
-        AMASAM(TinyEncoder(), decoder), DomainAdversary(decoder.aligned_channels, coefficients, by_region=by_region)
+        AMASAM(TinyEncoder(), decoder), alignment_loss(kind, decoder.aligned_channels, coefficients, **settings)
     )
 
 
@@ -149,11 +153,11 @@ def test_density_and_scale_of_nuclei_are_not_what_the_discriminator_reads():
         foreground = (torch.arange(16) < nuclei).float().expand(1, 1, 16, 16)
         return features[..., :1] * foreground + features[..., 1:] * (1 - foreground), foreground
 
-    assert DomainAdversary(3, [0, 1]).discriminator.by_region
-    for by_region in (True, False):
-        discriminator = DomainDiscriminator(3, 2, by_region=by_region)
+    assert DomainAdversary(3, [0, 1]).discriminator.aligned_by == "region"
+    for aligned_by in ("region", "image"):
+        discriminator = DomainDiscriminator(3, 2, aligned_by=aligned_by)
         few, many = (discriminator(*image(n))[0] for n in (2, 12))
-        assert torch.allclose(few, many, atol=1e-5) == by_region
+        assert torch.allclose(few, many, atol=1e-5) == (aligned_by == "region")
 
 
 def test_a_region_of_less_than_a_feature_counts():
@@ -174,6 +178,57 @@ def test_ramp_runs_from_zero_to_its_maximum():
     values = [adversarial_ramp(p / 20, 0.3) for p in range(21)]
     assert values[0] == 0 and values == sorted(values)
     assert values[-1] == pytest.approx(0.3, rel=1e-3)
+    warmed = [adversarial_ramp(p / 20, 0.3, warmup=0.5) for p in range(21)]
+    assert not any(warmed[:11]) and warmed[10:] == pytest.approx(values[::2])
+
+
+def test_spectral_norm_bounds_how_far_the_discriminator_tells_features_apart():
+    discriminator = DomainDiscriminator(3, 2, aligned_by="image", spectral_norm=True)
+    x, foreground = torch.randn(64, 3, 2, 2), torch.ones(64, 1, 8, 8)
+    for _ in range(50):  # of power iteration
+        discriminator(x, foreground)
+    with torch.no_grad():
+        for layer in discriminator.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("adapters, stride", [("late", 16), ("early", 4), ("all", 8)])
+def test_the_encoder_is_aligned_behind_its_adapters(adapters, stride):
+    torch.manual_seed(0)
+    encoder = build_encoder("vit_test", adapters=adapters)
+    for module in encoder.modules():  # as after some steps; untrained ones pass no gradient to what lies before
+        if isinstance(module, Adapter):
+            torch.nn.init.normal_(module.up.weight, std=0.1)
+    network = AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light"))
+    adversary = alignment_loss("adversary", aligned_channels(network, "encoder", stride), (0.0, 1.0, 1.0))
+    model = AdversarialModel(network, adversary, aligned_at="encoder", aligned_stride=stride)
+    norms = gradient_self_test(model, *_batch())
+    assert norms[0] == 0 and norms[1] > 0
+    model.adversary.cgrl.strength = 1.0
+    _, aligned, loss, _ = model(*_batch())
+    assert aligned.shape[-1] == 64 // stride
+    reached = torch.autograd.grad(loss, list(network.decoder.parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in reached), "the decoder lies behind what is aligned"
+
+
+@pytest.mark.parametrize(
+    "adapters, stride, told",
+    [("none", 16, "aligned_at: nothing in the frozen encoder can be moved"), ("late", 2, "no features at stride 2")],
+)
+def test_an_encoder_that_cannot_be_aligned_is_refused(adapters, stride, told):
+    encoder = build_encoder("vit_test", adapters=adapters)
+    network = AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light"))
+    with pytest.raises(DataError, match=told):
+        AdversarialModel(network, None, aligned_at="encoder", aligned_stride=stride)
+
+
+def test_self_test_refuses_an_encoder_aligned_before_its_adapters():
+    encoder = build_encoder("vit_test", adapters="late")
+    network = AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light"))
+    adversary = alignment_loss("adversary", aligned_channels(network, "encoder", 4), (0.0, 1.0, 1.0))
+    with pytest.raises(AdversaryError, match="no trainable layer"):
+        gradient_self_test(AdversarialModel(network, adversary, aligned_at="encoder", aligned_stride=4), *_batch())
 
 
 @pytest.mark.parametrize("mode, domains, message", [("amma", 2, "unknown"), ("ama", 1, "--auxiliary")])
@@ -183,10 +238,20 @@ def test_modes_that_cannot_act_are_refused(mode, domains, message):
 
 
 @pytest.mark.parametrize("mode", ["ama", "grl", "signed", "joint"])
-@pytest.mark.parametrize("by_region", [True, False])
-def test_self_test_passes_for_every_mode(mode, by_region):
-    model = _model(domain_coefficients(mode, 3), by_region)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"aligned_by": "image"}, {"aligned_by": "class"}, {"spectral_norm": True}, {"kind": "mmd"},
+        {"kind": "coral", "aligned_by": "class"}, {"kind": "mmd", "aligned_by": "image"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_self_test_passes_for_every_mode(mode, settings):
+    model = _model(domain_coefficients(mode, 3), **settings)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     norms = gradient_self_test(model, *_batch())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.adversary.training
     if mode == "ama":
         assert norms[0] == 0 and norms[1] > 0 and norms[2] > 0
     assert model.adversary.cgrl.strength == 0 and all(p.grad is None for p in model.parameters())

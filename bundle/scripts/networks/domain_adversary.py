@@ -5,16 +5,21 @@ from collections.abc import Sequence
 import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
+from scripts.errors import DataError
+from scripts.networks.regions import ALIGNED_BY, region_shares
 from scripts.networks.style import StyleJitter
 from torch import nn
+from torch.nn.utils import parametrizations
 
 __all__ = [
+    "ALIGNED_AT",
     "CGRL",
     "MODES",
     "AdversarialModel",
     "DomainAdversary",
     "DomainDiscriminator",
     "domain_coefficients",
+    "encoder_level",
     "reverse_gradient",
 ]
 
@@ -26,6 +31,8 @@ MODES: dict[str, tuple[float, float] | None] = {
     "joint": (0.0, 0.0),
     "single": None,
 }
+# whose features are aligned
+ALIGNED_AT = ("decoder", "encoder")
 
 
 def domain_coefficients(mode: str, num_domains: int) -> list[float]:
@@ -75,23 +82,25 @@ class CGRL(nn.Module):
     Args:
         coefficients: one per domain, primary first. 0 for the primary and 1 for auxiliaries is AMA-SAM's selective
             alignment: auxiliary features are pushed to lose their domain, the primary's are left to its task.
+        reverses: False scales the gradient likewise, and leaves its sign: for what is to be made small.
 
     ``strength`` is lambda: 0 when built, set by the training schedule.
     """
 
-    def __init__(self, coefficients: Sequence[float]) -> None:
+    def __init__(self, coefficients: Sequence[float], reverses: bool = True) -> None:
         super().__init__()
+        self.sign = 1.0 if reverses else -1.0
         self.register_buffer("coefficients", torch.tensor(list(coefficients), dtype=torch.float32))
         self.strength = 0.0
 
     def forward(self, x: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
         """(B, ...) features and (B,) domain indices -> the same features."""
-        return reverse_gradient(x, self.strength * self.coefficients[domain])
+        return reverse_gradient(x, self.sign * self.strength * self.coefficients[domain])
 
 
 class DomainDiscriminator(nn.Module):
     """
-    Tells from which domain features come, separately for nuclei and for background.
+    Tells from which domain features come, separately for each region of the image, such as nuclei and background.
 
     Features are embedded point by point and averaged over each region, so neither how many nuclei an image holds nor
     how large they are is what the discriminator can read. It has no BatchNorm: samples are judged alone.
@@ -100,29 +109,40 @@ class DomainDiscriminator(nn.Module):
         in_channels: channels of the features.
         num_domains: K, the number of domains.
         hidden: width of the embedding.
-        by_region: average over nuclei and background apart; False averages over the whole image.
+        aligned_by: regions, a key of ``regions.ALIGNED_BY``.
+        spectral_norm: no layer changes a difference by more than a factor of 1 (Miyato et al., arXiv:1802.05957).
     """
 
-    def __init__(self, in_channels: int, num_domains: int, hidden: int = 64, by_region: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_domains: int,
+        hidden: int = 64,
+        aligned_by: str = "region",
+        spectral_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.by_region = by_region
+        if aligned_by not in ALIGNED_BY:
+            raise ValueError(f"aligned_by must be one of {', '.join(ALIGNED_BY)}, got {aligned_by!r}")
+        self.aligned_by = aligned_by
         self.embed = nn.Sequential(
             nn.Conv2d(in_channels, hidden, 1),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(hidden, hidden, 1),
             nn.LeakyReLU(0.2, inplace=True),
         )
-        regions = 2 if by_region else 1
         self.classify = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden, hidden), nn.LeakyReLU(0.2, inplace=True), nn.Linear(hidden, num_domains))
-            for _ in range(regions)
+            for _ in range(ALIGNED_BY[aligned_by])
         )
         # PyTorch's default shrinks the differences between samples at every layer, so much that the discriminator
         # judged by the batch's proportions alone for hundreds of steps, and CGRL had nothing to reverse
-        for layer in self.modules():
+        for layer in list(self.modules()):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, a=0.2)
                 nn.init.zeros_(layer.bias)
+                if spectral_norm:
+                    parametrizations.spectral_norm(layer)
 
     def forward(self, x: torch.Tensor, foreground: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -134,11 +154,9 @@ class DomainDiscriminator(nn.Module):
             logits (B, R, K) for R regions, and their weights (B, R): 0 where a region does not occur in the sample.
         """
         embedded = self.embed(x)
-        if not self.by_region:
-            return self.classify[0](embedded.mean(dim=(2, 3))).unsqueeze(1), x.new_ones(len(x), 1)
-        nuclei = F.adaptive_avg_pool2d(foreground.to(embedded.dtype), list(x.shape[2:]))
+        shares = region_shares(foreground.to(embedded.dtype), x.shape[2:], self.aligned_by)
         logits, weights = [], []
-        for share, classify in zip((nuclei, 1 - nuclei), self.classify):
+        for share, classify in zip(shares.split(1, dim=1), self.classify):
             area = share.sum(dim=(2, 3))
             logits.append(classify((embedded * share).sum(dim=(2, 3)) / area.clamp(min=1e-6)))
             weights.append((area > 0).to(embedded.dtype))
@@ -157,15 +175,20 @@ class DomainAdversary(nn.Module):
     Args:
         in_channels: channels of the aligned features.
         coefficients: CGRL coefficient of each domain, primary first.
-        hidden, by_region: see ``DomainDiscriminator``.
+        hidden, aligned_by, spectral_norm: see ``DomainDiscriminator``.
     """
 
     def __init__(
-        self, in_channels: int, coefficients: Sequence[float], hidden: int = 64, by_region: bool = True
+        self,
+        in_channels: int,
+        coefficients: Sequence[float],
+        hidden: int = 64,
+        aligned_by: str = "region",
+        spectral_norm: bool = False,
     ) -> None:
         super().__init__()
         self.cgrl = CGRL(coefficients)
-        self.discriminator = DomainDiscriminator(in_channels, len(coefficients), hidden, by_region)
+        self.discriminator = DomainDiscriminator(in_channels, len(coefficients), hidden, aligned_by, spectral_norm)
 
     def forward(
         self, aligned: torch.Tensor, domain: torch.Tensor, foreground: torch.Tensor
@@ -189,16 +212,31 @@ class DomainAdversary(nn.Module):
         return loss, judged
 
 
+def encoder_level(encoder: nn.Module, stride: int) -> int:
+    """Which of the encoder's features, the last one, has that stride; DataError where none has."""
+    levels = [i for i, each in enumerate(encoder.strides) if each == stride]
+    if not levels:
+        known = ", ".join(map(str, sorted(set(encoder.strides))))
+        raise DataError("aligned_stride", f"the encoder has no features at stride {stride}", f"It has them at {known}.")
+    return levels[-1]
+
+
 class AdversarialModel(nn.Module):
     """
-    What is trained: the segmentation network together with its domain adversary (one module, so DDP sees one forward).
+    What is trained: the segmentation network together with what aligns domains (one module, so DDP sees one forward).
 
     Args:
         network: an ``AMASAM``.
-        adversary: None trains without any, as mode "single" does.
+        adversary: what aligns, a ``DomainAdversary`` or a ``DomainDiscrepancy``; None trains without any, as mode
+            "single" does.
         style_jitter: probability that features are given another style, see :class:`StyleJitter`.
         predicted_regions: the discriminator's nuclei are those that the network finds, for all domains alike, and not
             those of labels: where some domain has none.
+        aligned_at: "decoder" aligns the features that the decoder says, "encoder" those of the encoder at
+            ``aligned_stride``, which adapters must lie before.
+
+    Raises:
+        DataError: when the encoder is to be aligned and has no adapters, or no features of that stride.
     """
 
     def __init__(
@@ -207,8 +245,16 @@ class AdversarialModel(nn.Module):
         adversary: DomainAdversary | None = None,
         style_jitter: float = 0.0,
         predicted_regions: bool = False,
+        aligned_at: str = "decoder",
+        aligned_stride: int = 16,
     ) -> None:
         super().__init__()
+        self.level = None
+        if aligned_at == "encoder":
+            if network.image_encoder.adapters == "none":
+                hint = "Train with --adapters late, early or all, or align at the decoder."
+                raise DataError("aligned_at", "nothing in the frozen encoder can be moved", hint)
+            self.level = encoder_level(network.image_encoder, aligned_stride)
         self.predicted_regions = predicted_regions
         self.network = network
         self.adversary = adversary
@@ -229,7 +275,8 @@ class AdversarialModel(nn.Module):
             features: what the encoder's ``begin`` makes of the image, in any precision; without them it is run.
 
         Returns:
-            logits (B, C, H, W), aligned features, domain loss and judged domains (both None without adversary).
+            logits (B, C, H, W), aligned features, domain loss and judged domains (both None without adversary, and the
+            latter with a ``DomainDiscrepancy``).
         """
         encoder = self.network.image_encoder
         if features is None:
@@ -238,6 +285,8 @@ class AdversarialModel(nn.Module):
             features = encoder.finish([feature.to(image.dtype) for feature in features])
         features, image = self.style([feature.to(image.dtype) for feature in features], image)
         logits, aligned = self.network.decoder(features, image)
+        if self.level is not None:
+            aligned = features[self.level]
         if self.adversary is None:
             return logits, aligned, None, None
         if self.predicted_regions:

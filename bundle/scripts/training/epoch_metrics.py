@@ -56,8 +56,9 @@ class EpochMetrics:
                 self._values[f"train_dice_{self.domain_names[domain]}"].append(dice)
         if output["domain_loss"] is not None:
             self._values["domain_loss"].append(output["domain_loss"].item())
-            for domain, judged in zip(domains, output["judged"].tolist()):
-                self._correct[domain].append(float(judged == domain))
+            if output["judged"] is not None:  # by a discriminator
+                for domain, judged in zip(domains, output["judged"].tolist()):
+                    self._correct[domain].append(float(judged == domain))
             self._values["lambda"] = [output["lambda"]]
             for name, value in output["gradients"].items():
                 self._values[f"gradient_{name}"].append(value)

@@ -15,12 +15,14 @@ from scripts.training.teacher import MeanTeacher
 __all__ = ["AdversarialIteration", "adversarial_ramp", "unwrap"]
 
 
-def adversarial_ramp(progress: float, maximum: float, steepness: float = 10.0) -> float:
+def adversarial_ramp(progress: float, maximum: float, warmup: float = 0.0, steepness: float = 10.0) -> float:
     """
     Strength of the gradient reversal at ``progress`` in [0, 1]: ``maximum * (2 / (1 + exp(-steepness p)) - 1)``.
 
     From 0, so that features are not disturbed by a discriminator that has learned nothing yet (Ganin et al. 2016).
+    ``warmup`` is a share of the training in which it stays 0; p is the progress in the rest.
     """
+    progress = max(0.0, progress - warmup) / (1.0 - warmup)
     return maximum * (2.0 / (1.0 + math.exp(-steepness * progress)) - 1.0)
 
 
@@ -43,6 +45,7 @@ class AdversarialIteration:
         clip_norm: the gradient's norm is clipped to this; 0 does not clip.
         labelled: of each domain, whether it has labels; samples of the others have no segmentation loss, and their
             ``dice`` is nan. None: all have.
+        lambda_warmup: share of the training before that ramp begins, in which the discriminator alone learns.
         teacher: of the samples without labels; None: they are not learned from.
 
     Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
@@ -59,12 +62,13 @@ class AdversarialIteration:
         clip_norm: float = 1.0,
         labelled: Sequence[bool] | None = None,
         teacher: MeanTeacher | None = None,
+        lambda_warmup: float = 0.0,
     ) -> None:
         if lambda_max < 0 or auxiliary_weight < 0:
             raise ValueError(f"lambda_max and auxiliary_weight must not be negative: {lambda_max}, {auxiliary_weight}")
         self.lambda_max, self.auxiliary_weight, self.clip_norm = lambda_max, auxiliary_weight, clip_norm
         self.labelled = None if labelled is None else torch.tensor(list(labelled))
-        self.teacher = teacher
+        self.teacher, self.lambda_warmup = teacher, lambda_warmup
         self._tested = False
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
@@ -90,7 +94,7 @@ class AdversarialIteration:
             if not self._tested:
                 gradient_self_test(model, image, domain, target[:, :1], features)
                 self._tested = True
-            strength = model.adversary.cgrl.strength = adversarial_ramp(progress, self.lambda_max)
+            strength = model.adversary.cgrl.strength = adversarial_ramp(progress, self.lambda_max, self.lambda_warmup)
 
         known = torch.ones_like(domain, dtype=torch.bool)
         if self.labelled is not None:
@@ -117,7 +121,8 @@ class AdversarialIteration:
             )
 
         gradients = {}
-        if domain_loss is not None and (state.iteration - 1) % state.epoch_length == 0:
+        first = (state.iteration - 1) % state.epoch_length == 0
+        if domain_loss is not None and aligned.requires_grad and first:
             gradients = _gradient_relation(segmentation_loss, domain_loss, aligned)
         scaler = engine.scaler if engine.amp else None
         # DistributedDataParallel averages over processes what is to be summed

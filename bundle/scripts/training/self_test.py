@@ -43,6 +43,9 @@ def gradient_self_test(
     if not cgrl.coefficients.any():
         return {}
     strength, cgrl.strength = cgrl.strength, 1.0
+    # a step of spectral norm's power iteration would be one that an uninterrupted run does not take
+    training = model.adversary.training
+    model.adversary.eval()
     try:
         with torch.random.fork_rng():  # a resumed run, which tests again, must draw what the first one drew
             _, aligned, domain_loss, _ = model(image, domain, foreground, features)
@@ -55,11 +58,12 @@ def gradient_self_test(
         if not aligned.requires_grad or not trainable:
             raise AdversaryError(
                 "no trainable layer lies before the domain discriminator, so CGRL would change nothing. "
-                "Let it read the decoder's adapted features, not the frozen encoder's output"
+                "Let it read the decoder's adapted features, or an encoder's behind its adapters"
             )
         *by_weight, by_feature = torch.autograd.grad(domain_loss, [*trainable, aligned], allow_unused=True)
     finally:
         cgrl.strength = strength
+        model.adversary.train(training)
     norms = by_feature.flatten(1).float().norm(dim=1)
     coefficients = cgrl.coefficients[domain]
     if norms[coefficients == 0].any():
