@@ -29,10 +29,10 @@ def test_the_border_reaches_two_pixels_to_either_side_of_an_edge():
 
 def test_coral_is_the_published_formula():
     x, y = torch.randn(200, 5), torch.randn(300, 5) @ torch.randn(5, 5)
-    found = coral(x, y, torch.full((200,), 1 / 200), torch.full((300,), 1 / 300))
+    found = coral(x, y, torch.full((1, 200), 1 / 200), torch.full((1, 300), 1 / 300))
     difference = np.cov(x.numpy().T, bias=True) - np.cov(y.numpy().T, bias=True)
     assert found.item() == pytest.approx((difference**2).sum() / (4 * 25), rel=1e-4)
-    assert coral(x, x, *(torch.full((200,), 1 / 200),) * 2) == 0
+    assert coral(x, x, *(torch.full((1, 200), 1 / 200),) * 2) == 0
 
 
 def test_mmd_is_the_published_formula():
@@ -41,20 +41,20 @@ def test_mmd_is_the_published_formula():
     squared = torch.cdist(both, both) ** 2
     kernel = torch.stack([torch.exp(-squared / (squared.mean() * 2.0**k)) for k in range(-2, 3)]).mean(0)
     expected = kernel[:20, :20].mean() + kernel[20:, 20:].mean() - 2 * kernel[:20, 20:].mean()
-    weights = torch.full((20,), 1 / 20, dtype=torch.double), torch.full((30,), 1 / 30, dtype=torch.double)
-    torch.testing.assert_close(mmd(x, y, *weights), expected)
+    weights = [torch.full((1, n), 1 / n, dtype=torch.double) for n in (20, 30)]
+    torch.testing.assert_close(mmd(x, y, *weights), expected[None])
     assert mmd(x, x, weights[0], weights[0]).abs() < 1e-12
 
 
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_points_of_no_weight_do_not_count(kind):
     x, y = torch.randn(6, 3), torch.randn(6, 3)
-    weights = torch.tensor([1, 1, 1, 0, 0, 0]) / 3
+    weights = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]]) / torch.tensor([[3], [4]])
+    moved = torch.cat([x[:3], x[3:].flip(0)])
+    first, second = (DISTANCES[kind](points, y, weights, weights) for points in (x, moved))
+    assert torch.allclose(first[0], second[0], atol=1e-6) and first.shape == (2,)
     if kind == "coral":
-        assert torch.allclose(coral(x, y, weights, weights), coral(x[:3], y[:3], weights[:3], weights[:3]))
-    else:
-        moved = torch.cat([x[:3], x[3:].flip(0)])
-        assert torch.allclose(mmd(x, y, weights, weights), mmd(moved, y, weights, weights), atol=1e-6)
+        assert torch.allclose(first[:1], coral(x[:3], y[:3], weights[:1, :3], weights[:1, :3]), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", DISTANCES)

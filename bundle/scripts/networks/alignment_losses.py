@@ -90,43 +90,56 @@ class DomainDiscrepancy(nn.Module):
         primary = domain == 0
         found = []
         for other in range(1, len(self.cgrl.coefficients)):
-            auxiliary = domain == other
-            for p, a in zip(shares[primary].flatten(0, 1).T, shares[auxiliary].flatten(0, 1).T):
-                if p.sum() > 0 and a.sum() > 0:
-                    two = points[primary].flatten(0, 1), points[auxiliary].flatten(0, 1)
-                    found.append(self.distance(*two, p / p.sum(), a / a.sum()))
-        return torch.stack(found).mean() if found else x.sum() * 0
+            (x1, w1), (x2, w2) = (
+                (points[of].flatten(0, 1), shares[of].flatten(0, 1).T) for of in (primary, domain == other)
+            )
+            areas = w1.sum(dim=1, keepdim=True), w2.sum(dim=1, keepdim=True)
+            both = ((areas[0] > 0) & (areas[1] > 0))[:, 0]  # regions that both have
+            if both.any():
+                found.append(self.distance(x1, x2, (w1 / areas[0])[both], (w2 / areas[1])[both]))
+        return torch.cat(found).mean() if found else x.sum() * 0
 
 
 def coral(x: torch.Tensor, y: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """
-    ``|cov(x) - cov(y)|_F^2 / (4 C^2)`` of points (N, C) and (M, C) with weights (N,) and (M,) that sum up to 1.
+    ``|cov(x) - cov(y)|_F^2 / (4 C^2)`` of points (N, C) and (M, C), for each of R regions.
 
     Sun & Saenko, Deep CORAL, arXiv:1607.01719, equation 1.
+
+    Args:
+        x, y: the points.
+        p, q: their weights in each region, (R, N) and (R, M), that sum up to 1.
+
+    Returns:
+        (R,).
     """
-    difference = _covariance(x, p) - _covariance(y, q)
-    return difference.square().sum() / (4 * x.shape[1] ** 2)
+    difference = _covariances(x, p) - _covariances(y, q)
+    return difference.square().sum(dim=(1, 2)) / (4 * x.shape[1] ** 2)
 
 
 def mmd(x: torch.Tensor, y: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """
-    Squared maximum mean discrepancy of points (N, C) and (M, C) with weights (N,) and (M,) that sum up to 1.
+    Squared maximum mean discrepancy of points (N, C) and (M, C), for each of R regions; arguments as :func:`coral`.
 
     Gretton et al., A kernel two-sample test (JMLR 13, 2012), equation 5 (the biased estimate, never negative). The
     kernel is the mean of RBF kernels ``exp(-|a - b|^2 / s)``, s the mean squared distance of all points times 1/4, 1/2,
     1, 2 and 4, as in deep adaptation networks (Long et al., arXiv:1502.02791).
     """
-    both, weights = torch.cat([x, y]), torch.cat([p, -q])
+    both, weights = torch.cat([x, y]), torch.cat([p, -q], dim=1)
     norms = both.square().sum(dim=1)
     squared = (norms[:, None] + norms[None, :] - 2 * both @ both.T).clamp(min=0)
-    scale = squared.detach().mean().clamp(min=1e-6)
-    kernel = sum(torch.exp(-squared / (scale * factor)) for factor in (0.25, 0.5, 1.0, 2.0, 4.0)) / 5
-    return weights @ kernel @ weights
+    widest = torch.exp(-squared / (4 * squared.detach().mean().clamp(min=1e-6)))
+    kernels = [widest]
+    for _ in range(4):  # half as wide each
+        kernels.append(kernels[-1].square())
+    return ((weights @ (sum(kernels) / 5)) * weights).sum(dim=1)
 
 
-def _covariance(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    centred = x - weights @ x
-    return centred.T @ (centred * weights[:, None])
+def _covariances(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(R, C, C) of points (N, C) with weights (R, N)."""
+    means = weights @ x
+    squares = torch.einsum("rn,nc,nd->rcd", weights, x, x)
+    return squares - means[:, :, None] * means[:, None, :]
 
 
 DISTANCES: dict[str, Distance] = {"mmd": mmd, "coral": coral}
