@@ -257,7 +257,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "margin_um": Setting(NotNegative, "what a tile sees around its own part", "um"),
         "tissue_threshold": Setting(ShareBelow1, "colour from which a pixel is tissue"),
         "class_name": Setting(Text, "QuPath's class of the nuclei"),
-        "outputs": Setting(_listed(Literal["geojson", "csv", "parquet"]), "files to write of the nuclei"),
+        "outputs": Setting(
+            _listed(Literal["geojson", "csv", "parquet", "dicom_ann", "dicom_seg"]),
+            "files to write of the nuclei; the last two of a DICOM series",
+        ),
         "resume": Setting(Bool, "go on where an interrupted run stopped"),
         "cluster": Setting(Cluster | None, "Dask workers that share the slides"),
         "workers": Setting(CountOrNone, "processes that read and write tiles; 0: this one"),

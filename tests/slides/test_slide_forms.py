@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 import tifffile
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from dicom_slides import save_dicom
 from scripts.data.readers import read_image
 from scripts.errors import DataError
 from scripts.slides.listing import list_slides
@@ -178,48 +175,16 @@ def test_tiles_that_were_never_written_are_glass_on_a_slide_and_refused_in_an_im
         read_image(tmp_path / "x.tif")
 
 
-def dicom(path, pixels: np.ndarray, series: str, flavour: str, mpp: float = 0.25) -> None:
-    """One file of a whole slide's DICOM series, of tiles of 64 x 64."""
-    rows, columns = (side // 64 for side in pixels.shape[:2])
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
-    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
-    about = Dataset()
-    about.file_meta = meta
-    about.SOPClassUID, about.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    about.ImageType = ["ORIGINAL", "PRIMARY", flavour, "NONE"]
-    about.Modality, about.SeriesInstanceUID = "SM", series
-    about.StudyInstanceUID = about.FrameOfReferenceUID = "1.2.3"
-    about.SamplesPerPixel, about.PhotometricInterpretation, about.PlanarConfiguration = 3, "RGB", 0
-    about.BitsAllocated = about.BitsStored = 8
-    about.HighBit, about.PixelRepresentation, about.Rows, about.Columns = 7, 0, 64, 64
-    about.TotalPixelMatrixRows, about.TotalPixelMatrixColumns = pixels.shape[:2]
-    about.NumberOfFrames, about.DimensionOrganizationType = rows * columns, "TILED_FULL"
-    about.TotalPixelMatrixFocalPlanes = about.NumberOfOpticalPaths = 1
-    spacing, shared, optics = Dataset(), Dataset(), Dataset()
-    spacing.PixelSpacing = [mpp / 1000, mpp / 1000]
-    shared.PixelMeasuresSequence = Sequence([spacing])
-    optics.OpticalPathIdentifier = "1"
-    about.SharedFunctionalGroupsSequence, about.OpticalPathSequence = Sequence([shared]), Sequence([optics])
-    frames = pixels.reshape(rows, 64, columns, 64, 3).swapaxes(1, 2)
-    about.PixelData = frames.tobytes()
-    about["PixelData"].VR = "OB"
-    if pydicom.__version_info__[0] == "2":
-        about.is_little_endian, about.is_implicit_VR = True, False
-        about.save_as(path, write_like_original=False)
-    else:
-        about.save_as(path, enforce_file_format=True)
-
-
 def test_the_files_of_a_dicom_series_are_one_slide(tmp_path):
-    """Levels, label, overview and thumbnail of one series; another series beside it; what is no DICOM file stays."""
+    """Levels, label, overview and thumbnail of one series; another beside it; annotations; what is no DICOM file stays."""
     pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 3), dtype=np.uint8)
     for name, series, flavour in (
         ("a_label", "1.2.9", "LABEL"), ("b_overview", "1.2.9", "OVERVIEW"), ("c_thumbnail", "1.2.9", "THUMBNAIL"),
         ("d_level", "1.2.9", "VOLUME"), ("f_other", "1.2.8", "VOLUME"),
     ):  # fmt: skip
-        dicom(tmp_path / f"{name}.dcm", pixels, series, flavour)
-    dicom(tmp_path / "e_level.dcm", pixels[:64, :64], "1.2.9", "VOLUME", 0.75)
+        save_dicom(tmp_path / f"{name}.dcm", pixels, series, flavour)
+    save_dicom(tmp_path / "e_level.dcm", pixels[:64, :64], "1.2.9", mpp=0.75)
+    save_dicom(tmp_path / "a_annotations.dcm", pixels, "1.2.7", Modality="ANN")
     (tmp_path / "g_nothing.dcm").write_bytes(b"nothing")
     found = [Path(path).name for path in list_slides(tmp_path)]
     assert found == ["d_level.dcm", "f_other.dcm", "g_nothing.dcm"]

@@ -48,10 +48,16 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
 
 
 def _one_of_each_series(files: Sequence[Path]) -> list[Path]:
-    """Each level of a DICOM slide opens as the whole slide: the first stays, before label, overview and thumbnail."""
+    """
+    Each level of a DICOM slide opens as the whole slide: the first stays, before label, overview and thumbnail.
+
+    Annotations, segmentations and reports on a slide, ours or others', are no slides.
+    """
     chosen: dict[object, tuple[Path, bool]] = {}
     for file in files:
         about = read_dicom_file(file) if file.suffix.lower() == ".dcm" else None
+        if about is not None and not about.slide:
+            continue
         key, tissue = (file, True) if about is None else ((file.parent, about.series), about.tissue)
         if key not in chosen or tissue > chosen[key][1]:
             chosen[key] = file, tissue

@@ -16,11 +16,12 @@ from scripts.nuclei.geoparquet import (
     write_geoparquet,
 )
 from scripts.nuclei.measures import Nucleus
+from scripts.slides.dicom_output import DICOM_OUTPUTS, DicomOutput
 
 __all__ = ["OUTPUTS", "STREAM", "NucleiOutput"]
 
 STREAM = "nuclei.arrows"  # all nuclei while the slide is unfinished: pictures and GeoParquet are made of it
-OUTPUTS = {"geojson": "nuclei.geojson", "csv": "nuclei.csv", "parquet": "nuclei.parquet"}
+OUTPUTS = {"geojson": "nuclei.geojson", "csv": "nuclei.csv", "parquet": "nuclei.parquet", **DICOM_OUTPUTS}
 
 
 class NucleiOutput:
@@ -28,20 +29,21 @@ class NucleiOutput:
     The files of a slide's nuclei: what they begin with, what a tile adds, how they end.
 
     GeoJSON and CSV grow tile by tile. GeoParquet cannot, for its table of contents comes last: tiles add to a stream
-    in Arrow's format, which becomes GeoParquet at the end, row group by row group.
+    in Arrow's format, which becomes GeoParquet at the end, row group by row group, and DICOM.
 
     Args:
         form: how nuclei are written; of the slide, wherever a tile lies.
         outputs: which files, keys of ``OUTPUTS``.
+        dicom: writes those of ``DICOM_OUTPUTS``, if any is among them.
 
     Raises:
         DataError: when an output is not known.
     """
 
-    def __init__(self, form: NucleusFormat, outputs: Collection[str]) -> None:
+    def __init__(self, form: NucleusFormat, outputs: Collection[str], dicom: DicomOutput | None = None) -> None:
         if unknown := set(outputs) - set(OUTPUTS):
             raise DataError("outputs", f"there is no {', '.join(sorted(unknown))}", f"Choose of {', '.join(OUTPUTS)}")
-        self.form, self.outputs = form, set(outputs)
+        self.form, self.outputs, self.dicom = form, set(outputs), dicom
 
     @property
     def heads(self) -> dict[str, bytes]:
@@ -79,13 +81,23 @@ class NucleiOutput:
         """{file name: what it ends with}, of those that end with anything."""
         return self._chosen({"nuclei.geojson": GEOJSON_END.encode(), STREAM: STREAM_END})
 
-    def finish(self, folder: str | os.PathLike, mpp: float) -> None:
-        """Write what is made of the whole stream in a folder; ``mpp`` is of the slide's level 0."""
+    def finish(self, folder: str | os.PathLike, mpp: float, nuclei: int) -> None:
+        """
+        Write what is made of the whole stream in a folder.
+
+        Args:
+            folder: of the files.
+            mpp: of the slide's level 0.
+            nuclei: how many there are; of none there is no DICOM file, which must have one.
+        """
+        folder = Path(folder)
         if "parquet" in self.outputs:
             about = {"image": self.form.source, "unit": "pixel", "mpp": mpp}
-            folder = Path(folder)
             schema = nuclei_schema(self.form)
             write_geoparquet(folder / OUTPUTS["parquet"], schema, read_stream(folder / STREAM), about)
+        for output in sorted(self.outputs & set(DICOM_OUTPUTS)):
+            if nuclei:
+                self.dicom.write(folder / OUTPUTS[output], output, read_stream(folder / STREAM))
 
     def _chosen(self, parts: dict[str, bytes]) -> dict[str, bytes]:
         names = {STREAM, *(OUTPUTS[output] for output in self.outputs)}

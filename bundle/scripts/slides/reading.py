@@ -47,6 +47,10 @@ class Slide(ABC):
         self.width, self.height = sizes[0]
         self.downsamples = [_downsample(sizes[0], size) for size in sizes]
 
+    def level_of(self, scale: float) -> int:
+        """The coarsest level that is fine enough for so many level-0 pixels for each output pixel."""
+        return max(i for i, ratio in enumerate(self.downsamples) if i == 0 or ratio <= scale * 1.01)
+
     @abstractmethod
     def read_level(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
         """
@@ -79,7 +83,7 @@ class Slide(ABC):
             (height, width, 3) uint8, and what could not be read and is white: ([x, y, width, height] in level-0
             pixels, problem).
         """
-        level = max(i for i, ratio in enumerate(self.downsamples) if i == 0 or ratio <= scale * 1.01)
+        level = self.level_of(scale)
         ratio = scale / self.downsamples[level]
         whole = abs(ratio - 1) < 1e-9
         box = np.array([left, top, left + width, top + height]) * (1.0 if whole else ratio)

@@ -14,6 +14,8 @@ from scripts.files import write_json, write_table
 from scripts.lock import only_writer
 from scripts.nuclei.geojson import NucleusFormat, csv_text
 from scripts.nuclei.measures import Nucleus
+from scripts.slides.dicom_output import DICOM_OUTPUTS, DicomOutput, check_dicom
+from scripts.slides.dicom_source import find_source
 from scripts.slides.heat_map import write_overview
 from scripts.slides.journal import Journal
 from scripts.slides.nuclei_output import OUTPUTS, STREAM, NucleiOutput
@@ -39,6 +41,7 @@ class SlideSegmenter:
     where it stopped and gives the same files. The folder gets its name when the slide is done, see ``ResultFolder``:
 
     - ``nuclei.geojson``, ``nuclei.csv``, ``nuclei.parquet``: see ``NucleusFormat``, in level-0 pixels;
+    - ``nuclei_ann.dcm``, ``nuclei_seg.dcm``: of a DICOM series on request, see ``DicomOutput``;
     - ``tiles.csv``: one row for each tile, see ``tile_table``;
     - ``overview.jpg``: thumbnail and density of nuclei;
     - ``tile_typical_<n>.jpg``, ``tile_unusual_<n>.jpg``: nuclei on a few tiles, see ``tile_overlays``;
@@ -57,7 +60,8 @@ class SlideSegmenter:
         tissue_threshold: see ``TissueMap``; 0 segments glass as well.
         class_name: QuPath's class of the nuclei.
         with_spread: whether the pipeline's nuclei tell their spread over views.
-        outputs: which of ``geojson``, ``csv`` and ``parquet`` to write.
+        outputs: which of ``OUTPUTS`` to write.
+        version: of this bundle, for files that tell what made them.
         resume: go on with an unfinished run and leave finished slides alone; else begin anew.
     """
 
@@ -74,7 +78,8 @@ class SlideSegmenter:
         tissue_threshold: float = 0.06,
         class_name: str = "Nucleus",
         with_spread: bool = False,
-        outputs: Sequence[str] = tuple(OUTPUTS),
+        outputs: Sequence[str] = ("geojson", "csv", "parquet"),
+        version: str = "unknown",
         resume: bool = True,
     ) -> None:
         for name, value in {"mpp": mpp, "target_mpp": target_mpp}.items():
@@ -84,7 +89,8 @@ class SlideSegmenter:
         self.mpp, self.region, self.size_multiple, self.resume = mpp, region, size_multiple, resume
         self.target_mpp, self.tile_size, self.margin_um = target_mpp, tile_size, margin_um
         self.tissue_threshold, self.class_name, self.with_spread = tissue_threshold, class_name, with_spread
-        self.outputs = sorted(set(outputs))
+        self.outputs, self.version = sorted(set(outputs)), version
+        check_dicom(self.outputs)
         # read from here, so that a result can never depend on something its journal does not know
         self.settings = {
             **settings,
@@ -125,6 +131,10 @@ class SlideSegmenter:
             return done
 
         scale = 1.0 if same_mpp(self.target_mpp, mpp) else self.target_mpp / mpp
+        dicom = None
+        if set(self.outputs) & set(DICOM_OUTPUTS):
+            source = find_source(slide, scale)
+            dicom = DicomOutput(source, self.class_name, self.version, self.settings.get("weights"))
         margin = round(self.margin_um / (mpp * scale))
         tissue = TissueMap(slide, region, mpp, self.tissue_threshold)
         grid = make_tiles(tuple(side / scale for side in region), self.tile_size, margin, self.size_multiple)
@@ -134,7 +144,7 @@ class SlideSegmenter:
 
         unfinished = results.begin(self.resume)
         form = NucleusFormat(path.name, mpp * scale, scale, class_name=self.class_name, with_spread=self.with_spread)
-        output = NucleiOutput(form, self.outputs)
+        output = NucleiOutput(form, self.outputs, dicom)
         heads = {**output.heads, "tiles.csv": csv_text([TILE_COLUMNS]).encode()}
         # files that were begun with other names of measures cannot be gone on with
         journal = Journal(unfinished, heads, {**settings, "columns": form.columns})
@@ -144,7 +154,7 @@ class SlideSegmenter:
             journal.finish(output.tails)
         finally:
             journal.close()
-        output.finish(unfinished, mpp)
+        output.finish(unfinished, mpp, totals["nuclei"])
         seconds = time.perf_counter() - start
         unread, domains, (uncertain, area) = (totals.pop(name) for name in ("unread", "domains", "uncertain"))
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
