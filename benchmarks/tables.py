@@ -1,16 +1,18 @@
 """
-Nuclei of a slide as GeoJSON and as GeoParquet: time, size and peak memory of writing and of reading.
+Nuclei of a slide as GeoJSON, GeoParquet and DICOM: time, size and peak memory of writing and of reading.
 
     python benchmarks/tables.py [--nuclei 100000] [--seed 0]
 
-Synthetic nuclei (ellipses of 40 to 400 pixels) are written tile by tile as `segmenting_slide` does, GeoJSON alone and
-GeoParquet alone, and read by geopandas (pip install -r requirements-dev.txt), each in a process of its own. Memory is
-the peak of that process, libraries included (`--nuclei 100` shows them alone).
+Synthetic nuclei (ellipses of 40 to 400 pixels) on a slide of 40,000 x 40,000 pixels are written tile by tile as
+`segmenting_slide` does, each kind alone, and read by geopandas (pip install -r requirements-dev.txt) or highdicom (pip
+install -r requirements-dicom.txt, else DICOM is left out), each in a process of its own. Memory is the peak of that
+process, libraries and mapped files included (`--nuclei 100` shows them alone).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,7 +24,9 @@ from pathlib import Path
 import numpy as np
 from machine import describe_machine, peak_memory
 
+HELPERS = Path(__file__).resolve().parents[1] / "tests" / "helpers"
 SHAPES, SIDE, PER_TILE = 3000, 24, 400
+SLIDE, TILE = 40_000, 1000  # sides in pixels
 MEASURES = ("perimeter", "eccentricity", "major", "minor", "haematoxylin", "probability", "uncertainty")
 
 
@@ -38,7 +42,8 @@ def main() -> None:
         return
     print(describe_machine())
     print(f"{args.nuclei:,} nuclei\n{'':12}{'write s':>10}{'peak MB':>10}{'size MB':>10}{'read s':>10}{'peak MB':>10}")
-    for output in ("geojson", "parquet"):
+    dicom = ("dicom_ann", "dicom_seg") if importlib.util.find_spec("highdicom") else ()
+    for output in ("geojson", "parquet", *dicom):
         with tempfile.TemporaryDirectory() as folder:
             written, read = (_in_process(step, output, folder, args) for step in ("write", "read"))
         print(
@@ -54,7 +59,6 @@ def _in_process(step: str, output: str, folder: str, args: argparse.Namespace) -
 
 
 def _step(step: str, output: str, folder: Path, count: int, seed: int) -> dict:
-    import geopandas
     from scripts.slides.nuclei_output import OUTPUTS
 
     path = folder / OUTPUTS[output]
@@ -63,10 +67,24 @@ def _step(step: str, output: str, folder: Path, count: int, seed: int) -> dict:
         seconds = _write(nuclei, output, folder, count, seed)
     else:
         start = time.perf_counter()
-        read = geopandas.read_file(path) if output == "geojson" else geopandas.read_parquet(path)
+        _read(path, output, count)
         seconds = time.perf_counter() - start
-        assert len(read) == count
     return {"seconds": seconds, "memory": peak_memory() / 1e6, "size": os.path.getsize(path) / 1e6}
+
+
+def _read(path: Path, output: str, count: int) -> None:
+    if output == "dicom_ann":
+        from highdicom.ann import annread
+
+        assert len(annread(path).get_annotation_groups()[0].get_graphic_data("2D")) == count
+    elif output == "dicom_seg":
+        from highdicom.seg import segread
+
+        assert segread(path).get_total_pixel_matrix(1, TILE, 1, TILE).any()
+    else:
+        import geopandas
+
+        assert len(geopandas.read_file(path) if output == "geojson" else geopandas.read_parquet(path)) == count
 
 
 def _nuclei(seed: int) -> list:
@@ -93,12 +111,13 @@ def _write(nuclei: list, output: str, folder: Path, count: int, seed: int) -> fl
     from scripts.slides.nuclei_output import NucleiOutput
 
     random = np.random.default_rng(seed)
-    files = NucleiOutput(NucleusFormat("slide.svs", 0.25), [output])
+    dicom = _dicom(folder) if output.startswith("dicom") else None
+    files = NucleiOutput(NucleusFormat("slide.svs", 0.25), [output], dicom)
     journal, seconds = Journal(folder, files.heads, {}), 0.0
     for before in range(0, count, PER_TILE):
         several = min(PER_TILE, count - before)
         chosen = random.integers(0, len(nuclei), several)
-        places = random.integers(0, 1000, (several, 2))
+        places = random.integers(0, TILE - SIDE, (several, 2))
         tile = []
         for index, place in zip(chosen, places):
             nucleus = nuclei[index]
@@ -107,12 +126,28 @@ def _write(nuclei: list, output: str, folder: Path, count: int, seed: int) -> fl
             place = {"polygon": nucleus.polygon + place, "x": nucleus.x + place[0], "y": nucleus.y + place[1]}
             tile.append(replace(nucleus, **place, **measures))
         start = time.perf_counter()
-        journal.write(files.of_tile(tile, (before % 100_000, before // 100), before), {})
+        row, column = divmod(before // PER_TILE, SLIDE // TILE)
+        journal.write(files.of_tile(tile, (column * TILE, row * TILE), before), {})
         seconds += time.perf_counter() - start
     start = time.perf_counter()
     journal.finish(files.tails)
-    files.finish(folder, 0.25)
+    files.finish(folder, 0.25, count)
     return seconds + time.perf_counter() - start
+
+
+def _dicom(folder: Path):
+    """Writes for a slide of which there is only the header."""
+    sys.path.append(str(HELPERS))
+    import pydicom
+    from dicom_slides import save_dicom
+    from scripts.slides.dicom_output import DicomOutput
+    from scripts.slides.dicom_source import DicomSource
+
+    path = save_dicom(folder / "slide.dcm", np.zeros((512, 512, 3), np.uint8), "1.2.3", tile=512)
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    header.TotalPixelMatrixRows = header.TotalPixelMatrixColumns = SLIDE
+    header.NumberOfFrames = (-(-SLIDE // 512)) ** 2
+    return DicomOutput(DicomSource(header, header, 1.0), "Nucleus", "0", None)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,13 @@ PATIENT = {
 
 
 def save_dicom(
-    path: Path, pixels: np.ndarray, series: str, flavour: str = "VOLUME", mpp: float = 0.25, tile: int = 64, **changes: Any
+    path: Path,
+    pixels: np.ndarray,
+    series: str,
+    flavour: str = "VOLUME",
+    mpp: float = 0.25,
+    tile: int = 64,
+    **changes: Any,
 ) -> Path:
     """
     One file of a whole slide's DICOM series.

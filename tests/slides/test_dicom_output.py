@@ -176,7 +176,9 @@ def test_a_slide_without_nuclei_has_no_dicom_file(bundle_root, pixels, tmp_path)
     assert not features(folder) and not list(folder.glob("*.dcm"))
 
 
-def test_a_kill_while_dicom_is_written_leaves_nothing_and_the_next_run_finishes(bundle_root, pixels, tmp_path, monkeypatch):
+def test_a_kill_while_dicom_is_written_leaves_nothing_and_the_next_run_finishes(
+    bundle_root, pixels, tmp_path, monkeypatch
+):
     from highdicom.seg import Segmentation
 
     series = save_series(tmp_path / "series", pixels)

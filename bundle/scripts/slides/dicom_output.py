@@ -152,7 +152,9 @@ class DicomOutput:
         from highdicom.sr import CodedConcept
 
         parameters = {"weights": self.weights} if self.weights else None
-        return AlgorithmIdentificationSequence("AMA-SAM", CodedConcept(*INTELLIGENCE), self.version, parameters=parameters)
+        return AlgorithmIdentificationSequence(
+            "AMA-SAM", CodedConcept(*INTELLIGENCE), self.version, parameters=parameters
+        )
 
     def _about(self, description: str) -> dict[str, Any]:
         return {
