@@ -10,7 +10,7 @@ import tifffile
 from dicom_slides import save_dicom
 from scripts.data.readers import read_image
 from scripts.errors import DataError
-from scripts.slides.listing import list_slides
+from scripts.slides.listing import list_slides, name_folders
 from scripts.slides.reading import open_slide
 from scripts.slides.tiles import TissueMap
 
@@ -176,7 +176,7 @@ def test_tiles_that_were_never_written_are_glass_on_a_slide_and_refused_in_an_im
 
 
 def test_the_files_of_a_dicom_series_are_one_slide(tmp_path):
-    """Levels, label, overview and thumbnail of one series; another beside it; annotations; what is no DICOM file stays."""
+    """Levels, label, overview and thumbnail of one series; another; annotations; what is no DICOM file stays."""
     pixels = np.random.default_rng(0).integers(0, 256, (128, 192, 3), dtype=np.uint8)
     for name, series, flavour in (
         ("a_label", "1.2.9", "LABEL"), ("b_overview", "1.2.9", "OVERVIEW"), ("c_thumbnail", "1.2.9", "THUMBNAIL"),
@@ -193,3 +193,29 @@ def test_the_files_of_a_dicom_series_are_one_slide(tmp_path):
         assert (slide.width, slide.height, slide.mpp) == (192, 128, 0.25)
         np.testing.assert_array_equal(slide.read(0, 0, 192, 128, 1.0)[0], pixels)
     assert list_slides(tmp_path / "e_level.dcm") == [str(tmp_path / "e_level.dcm")], "what is named is taken"
+
+
+@pytest.mark.parametrize("files, names", [
+    (["1.2.3/a.dcm", "1.2.3/b.dcm", "p7/IM0.dcm", "deep/p8/IM0.dcm"], ["1.2.3", "deep/p8", "p7"]),
+    (["IM0.dcm", "IM1.dcm"], ["cohort"]),
+    (["IM0.dcm", "p7/IM0.dcm"], ["cohort", "p7"]),
+    (["p7/x.dcm", "p7/y.dcm*", "q/x.svs"], ["p7/x", "p7/y", "q/x"]),  # two series in one folder; another format
+    (["p7/IM0.dcm", "p7.svs"], ["p7_dcm", "p7_svs"]),
+    (["p7/IM0.dcm", "p7/deeper/IM0.dcm"], ["p7_dcm", "p7/deeper"]),
+    (["IM0.dcm", "cohort/IM0.dcm"], ["cohort_dcm", "cohort/IM0"]),
+])  # fmt: skip
+def test_results_of_a_series_are_named_by_its_folder(tmp_path, files, names):
+    """``*``: of another series than the others of its folder."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for file in files:
+        path = tmp_path / "cohort" / file.rstrip("*")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_dicom(path, pixels, f"1.2.{1 + file.endswith('*')}") if ".dcm" in file else path.write_bytes(b"")
+    slides = list_slides(tmp_path / "cohort")
+    folders = name_folders(slides, tmp_path / "out", tmp_path / "cohort")
+    assert sorted(folder.relative_to(tmp_path / "out").as_posix() for folder in folders.values()) == sorted(names)
+
+
+def test_results_of_a_dicom_file_that_was_named_are_named_by_it(tmp_path):
+    path = save_dicom(tmp_path / "IM0.dcm", np.zeros((64, 64, 3), np.uint8), "1.2.1")
+    assert name_folders([str(path)], tmp_path / "out", path) == {str(path): tmp_path / "out" / "IM0"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def name_folders(
     """
     The folder of each slide's results, by the slide's path; nothing is made.
 
+    Where ``root`` was searched, a DICOM series that has a folder for itself is called by that: its files' names, often
+    numbers, say nothing, and which comes first is chance.
+
     Args:
         slides: paths of all slides, whoever does them: their folders' names depend on all of them.
         output_dir: folder of their folders.
@@ -78,7 +82,25 @@ def name_folders(
     Raises:
         DataError: when one of them is not free for the slide's results, see ``check_folders``.
     """
-    names = output_names(slides, root if root is not None and Path(root).is_dir() else None, folders=True)
-    folders = {slide: Path(output_dir) / names[os.path.abspath(slide)] for slide in slides}
+    root = Path(root) if root is not None and Path(root).is_dir() else None
+    named = {slide: os.path.abspath(slide) for slide in slides} if root is None else _named(slides, root)
+    names = output_names(list(named.values()), root, folders=True)
+    folders = {slide: Path(output_dir) / names[name] for slide, name in named.items()}
     check_folders(folders.items(), output_dir)
     return folders
+
+
+def _named(slides: Sequence[str], root: Path) -> dict[str, str]:
+    """Absolute path that each slide's results are named by; of a series' folder as if it were a file."""
+    paths = {slide: Path(os.path.abspath(slide)) for slide in slides}
+    alone = Counter(path.parent for path in paths.values())
+    taken = set(paths.values())
+    for slide, path in paths.items():
+        folder = path.parent
+        if path.suffix.lower() == ".dcm" and alone[folder] == 1:
+            below = folder if folder == Path(os.path.abspath(root)) else folder.parent
+            name = below / f"{folder.name}.dcm"
+            if name not in taken:
+                taken.add(name)
+                paths[slide] = name
+    return {slide: str(path) for slide, path in paths.items()}

@@ -18,7 +18,7 @@ from scripts.slides.dicom_output import DICOM_OUTPUTS, DicomOutput, check_dicom
 from scripts.slides.dicom_source import find_source
 from scripts.slides.heat_map import write_overview
 from scripts.slides.journal import Journal
-from scripts.slides.nuclei_output import OUTPUTS, STREAM, NucleiOutput
+from scripts.slides.nuclei_output import STREAM, NucleiOutput
 from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import ReadTile, TilePipeline
 from scripts.slides.reading import Slide, open_slide
