@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -69,6 +70,7 @@ class DicomOutput:
             output: key of ``DICOM_OUTPUTS``.
             batches: at least one nucleus, as of :func:`scripts.nuclei.geoparquet.nuclei_schema`.
         """
+        logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells each step
         make = {"dicom_ann": self._annotations, "dicom_seg": self._segmentation}[output]
         with atomic_path(path) as partial:
             make(batches, Path(path).parent).save_as(partial)
