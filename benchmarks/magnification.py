@@ -2,6 +2,7 @@
 Is a 20x image segmented as well as the 40x one it was made of?
 
     python benchmarks/magnification.py --dataset_dir DATA [--domains tnbc monuseg] [--split validation] [--images 0]
+        [--views 1]
 
 Halves real tiles and runs ``inferring``'s own parts on them: as they are, and with their pixel size told. Prints nuclei
 found, F1 at IoU .5, AJI, and the share of tiles that the check by nucleus size flags (``scale_to_try``).
@@ -30,10 +31,11 @@ def main() -> None:
     arguments.add_argument("--domains", nargs="+", default=["tnbc", "monuseg"])
     arguments.add_argument("--split", default="validation")
     arguments.add_argument("--images", type=int, default=0, help="of each domain; 0 takes all")
+    arguments.add_argument("--views", type=int, default=1)
     args = arguments.parse_args()
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "inference.json"))
-    parser["bundle_root"] = str(BUNDLE)
+    parser.update({"bundle_root": str(BUNDLE), "views": args.views})
     model, network, inferer, finish = (
         parser.get_parsed_content(part) for part in ("model", "network", "inferer", "postprocessing")
     )
