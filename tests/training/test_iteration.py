@@ -31,10 +31,15 @@ class OneWeight(torch.nn.Module):
 
 
 def step(
-    run: AdversarialIteration, adversary: bool = False, number: int = 1, image: torch.Tensor | None = None, **more
+    run: AdversarialIteration,
+    adversary: bool = False,
+    number: int = 1,
+    image: torch.Tensor | None = None,
+    make: type[OneWeight] = OneWeight,
+    **more,
 ) -> tuple[dict, OneWeight]:
     """A step's output, and the network with the gradient that the optimizer saw."""
-    network = OneWeight(adversary)
+    network = make(adversary)
     engine = SimpleNamespace(
         state=SimpleNamespace(device=torch.device("cpu"), iteration=number, max_epochs=4, epoch_length=5),
         network=network,
@@ -104,6 +109,24 @@ def test_the_gradient_is_clipped_to_its_norm(clip_norm, gradient):
     _, network = step(AdversarialIteration(clip_norm=clip_norm))
     assert AdversarialIteration().clip_norm == 1
     torch.testing.assert_close(network.weight.grad, torch.tensor([gradient]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_discriminator_does_not_shorten_the_steps_of_the_network():
+    class Wrong(OneWeight):
+        def __init__(self, adversary: bool) -> None:
+            super().__init__(adversary=False)
+            self.adversary = torch.nn.Linear(1, 1, bias=False)
+            self.adversary.cgrl = SimpleNamespace(strength=None)
+
+        def forward(self, *arguments):
+            logits, aligned, *_ = super().forward(*arguments)
+            return logits, aligned, 0.5 * aligned.sum() + 1000 * self.adversary.weight.sum(), None
+
+    for clip_norm in (1.0, 10.0):
+        _, network = step(AdversarialIteration(clip_norm=clip_norm), make=Wrong)
+        share = 1.0 if clip_norm == 1 else 3.75 + 0.5
+        torch.testing.assert_close(network.weight.grad, torch.tensor([share]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(network.adversary.weight.grad.norm(), torch.tensor(clip_norm), rtol=1e-5, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_names_the_images():

@@ -42,7 +42,7 @@ class AdversarialIteration:
     Args:
         lambda_max: strength of the gradient reversal at the end of its ramp.
         auxiliary_weight: weight of auxiliary samples in the segmentation loss, the primary's being 1.
-        clip_norm: the gradient's norm is clipped to this; 0 does not clip.
+        clip_norm: the norms of the network's and of the adversary's gradients are clipped to this; 0 does not clip.
         labelled: of each domain, whether it has labels; samples of the others have no segmentation loss, and their
             ``dice`` is nan. None: all have.
         lambda_warmup: share of the training before that ramp begins, in which the discriminator alone learns.
@@ -131,7 +131,11 @@ class AdversarialIteration:
         if scaler is not None:
             scaler.unscale_(engine.optimizer)
         if self.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.clip_norm)
+            # the discriminator apart: however wrong it is, it must not shorten the network's steps
+            trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            for of_adversary in (False, True):
+                part_of = [p for name, p in trained if name.startswith("adversary.") == of_adversary]
+                torch.nn.utils.clip_grad_norm_(part_of, self.clip_norm)
         if scaler is None:
             engine.optimizer.step()
         else:
