@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_slides import FRAME, PATIENT, STUDY, save_dicom
 from PIL import Image
@@ -137,10 +138,19 @@ def test_a_finer_slide_is_segmented_at_its_second_level(bundle_root, pixels, tmp
 
 def test_wsidicom_reads_the_annotations(result):
     wsidicom = pytest.importorskip("wsidicom", reason="wsidicom is not installed")
-    series, folder = result
+    _, folder = result
     (instance,) = wsidicom.AnnotationInstance.open([folder / "nuclei_ann.dcm"])
     (group,) = instance.groups
-    assert group.label == "Nucleus" and len(group) == len(features(folder))
+    assert instance.coordinate_type == "image" and group.label == "Nucleus" and len(group) == len(features(folder))
+    for annotation, feature in zip(group.annotations, features(folder)):
+        np.testing.assert_allclose(annotation.geometry.to_list_coords(), ring(feature), atol=1e-4)
+        assert annotation.measurements[0].value == pytest.approx(feature["properties"]["measurements"]["area_um2"])
+
+
+def test_pydicom_finds_each_value_valid(result, monkeypatch):
+    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.RAISE)
+    for name in ("nuclei_ann.dcm", "nuclei_seg.dcm"):
+        assert len(list(dcmread(result[1] / name).iterall())) > 100
 
 
 def test_an_unknown_patient_stays_unknown(bundle_root, pixels, tmp_path):
