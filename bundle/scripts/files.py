@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,10 +19,12 @@ from scripts.errors import DataError
 
 __all__ = [
     "LEFT",
+    "atomic_folder",
     "atomic_path",
     "bundle_version",
     "finished_name",
     "has_columns",
+    "is_store",
     "read_json",
     "read_text",
     "remove_partial",
@@ -58,6 +61,24 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """As :func:`atomic_path` for a folder; none with anything in it may be there when the block ends."""
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.partial{path.suffix}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_store(path: str | os.PathLike) -> bool:
+    """Whether a folder counts as one file: a store of zarr, by its name."""
+    return os.fspath(path).lower().endswith(".zarr") and os.path.isdir(path)
+
+
 def finished_name(name: str) -> str | None:
     """The name that a temporary file of :func:`atomic_path` was to get, None for any other file."""
     found = _PARTIAL.fullmatch(name)
@@ -76,9 +97,9 @@ def remove_partial(folder: Path, of: Callable[[str], bool], older_than: float = 
     for path in folder.glob(".*.partial*"):
         with suppress(FileNotFoundError):  # that other process has finished it
             name = finished_name(path.name)
-            ours = name and of(name) and path.is_file() and not path.is_symlink()
+            ours = name and of(name) and (path.is_file() or is_store(path)) and not path.is_symlink()
             if ours and path.stat().st_mtime <= time.time() - older_than:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def unused_path(path: str | os.PathLike) -> Path:
@@ -147,10 +168,10 @@ def read_text(path: str | os.PathLike) -> str:
     return content.decode("utf-16" if marked else "utf-8-sig")
 
 
-def walk_files(folder: str | os.PathLike) -> Iterator[Path]:
+def walk_files(folder: str | os.PathLike, stores: bool = False) -> Iterator[Path]:
     """
     Files in a folder and below, by name; hidden ones are passed over. Links to folders are followed, each real folder
-    once, so that loops end; a folder that cannot be read is warned of.
+    once, so that loops end; a folder that cannot be read is warned of. With ``stores`` a store of zarr is one file.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -164,6 +185,9 @@ def walk_files(folder: str | os.PathLike) -> Iterator[Path]:
             continue
         seen.add((about.st_dev, about.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if stores:
+            names += [name for name in folders if is_store(os.path.join(parent, name))]
+            folders[:] = [name for name in folders if name not in names]
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 

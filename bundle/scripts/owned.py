@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.errors import DataError
-from scripts.files import finished_name, remove_partial
+from scripts.files import atomic_folder, finished_name, is_store, remove_partial
 
 __all__ = ["LIST", "LOCK", "OwnFiles", "remove_own_folder"]
 
@@ -55,12 +57,26 @@ class OwnFiles:
             if not known and os.path.lexists(self.folder / name) and name not in self:
                 hint = "Choose another output_dir, or move the file away."
                 raise DataError(self.folder / name, "it was not written by this bundle and would be replaced", hint)
+            if name.endswith(".zarr"):
+                self._check_store(name)
 
     def path(self, name: str) -> Path:
         """Of a file to write: from now on it is ours. DataError as :meth:`check`."""
         self.check([name])
         self.add([name])
         return self.folder / name
+
+    @contextmanager
+    def store(self, name: str) -> Iterator[Path]:
+        """
+        A folder to write as a whole: yields a temporary one, which at the end takes the place of an earlier one of
+        ours. All files in it are listed. DataError as :meth:`check`.
+        """
+        self.check([name])
+        with atomic_folder(self.folder / name) as partial:
+            yield partial
+            self.remove(name)
+            self.add([name, *(f"{name}/{file.relative_to(partial).as_posix()}" for file in _files_in(partial))])
 
     def add(self, names: Iterable[str]) -> None:
         """List files; the folder is made if missing."""
@@ -72,13 +88,33 @@ class OwnFiles:
             self._earlier = frozenset()
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is ours, and leave it if not."""
+        """
+        Remove a file or store if it is ours, and leave it if not; DataError where a store of ours holds a file that is
+        not.
+        """
         path = self.folder / name
-        if os.path.lexists(path) and name in self:
-            self.add([name])
+        if not (os.path.lexists(path) and name in self):
+            return
+        self._check_store(name)
+        gone = [name]
+        self.add(gone)
+        if path.is_dir() and not path.is_symlink():
+            gone += [f"{name}/{file.relative_to(path).as_posix()}" for file in _files_in(path)]
+            shutil.rmtree(path)
+        else:
             path.unlink()
-            self._append(f"-{name}\n")  # the next file of that name may be another's
-            self._listed.discard(name)
+        self._append("".join(f"-{name}\n" for name in gone))  # the next file of that name may be another's
+        self._listed.difference_update(gone)
+
+    def _check_store(self, name: str) -> None:
+        path = self.folder / name
+        if path.is_dir() and (others := self._others_in(path)):
+            hint = "Move it away, or choose another output_dir."
+            raise DataError(others[0], "it was not written by this bundle and would be removed", hint)
+
+    def _others_in(self, path: Path) -> list[Path]:
+        """Files that are not ours in a folder that is in this one."""
+        return [file for file in _files_in(path) if file.relative_to(self.folder).as_posix() not in self]
 
     def remove_partial(self, folders: Iterable[str] = (), older_than: float = 0.0) -> None:
         """
@@ -93,7 +129,7 @@ class OwnFiles:
             remove_partial(folder, lambda name: True, older_than)
 
     def others(self) -> list[Path]:
-        """What lies directly in the folder and is not ours, folders included."""
+        """What lies directly in the folder, or in a store of ours, and is not ours; other folders are not."""
         if self.folder.is_symlink():
             return [self.folder]
         try:
@@ -102,7 +138,15 @@ class OwnFiles:
             return []
         except NotADirectoryError:
             return [self.folder]
-        return [path for path in found if path.is_dir() or not self._harmless(path.name)]
+        return [other for path in found for other in self._strange(path)]
+
+    def _strange(self, path: Path) -> list[Path]:
+        if not path.is_dir():
+            return [] if self._harmless(path.name) else [path]
+        whole = finished_name(path.name)
+        if is_store(path) and whole is not None and whole in self:
+            return []
+        return self._others_in(path) if path.name in self and not path.is_symlink() else [path]
 
     def _harmless(self, name: str) -> bool:
         whole = finished_name(name) or name  # a temporary file of one of ours
@@ -141,5 +185,10 @@ def remove_own_folder(files: OwnFiles) -> None:
         return
     files.add(files)  # so that it is known again when the removal is interrupted
     for path in sorted(files.folder.iterdir(), key=lambda path: path.name == LIST):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     files.folder.rmdir()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All files in a folder and below, hidden ones too."""
+    return sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)

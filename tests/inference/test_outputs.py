@@ -62,10 +62,10 @@ def run(dataset, *handlers, postprocessing=dark_is_nucleus, num_workers: int = 0
     return evaluator
 
 
-def predict(files, output_dir, transform=load, outputs=OUTPUTS, **kwargs) -> TolerantDataset:
+def predict(files, output_dir, transform=load, outputs=OUTPUTS, label_format="png", **kwargs) -> TolerantDataset:
     data = [{"image": str(file)} for file in files]
     dataset = TolerantDataset(data, transform)
-    run(dataset, PredictionWriter(output_dir, data, outputs=outputs), **kwargs)
+    run(dataset, PredictionWriter(output_dir, data, outputs=outputs, label_format=label_format), **kwargs)
     return dataset
 
 
@@ -94,6 +94,21 @@ def test_every_image_gets_its_files(tmp_path):
     assert 0 <= float(first[3]) <= 1 and float(first[4]) >= 0
     assert second[0] == str(files[1])
     assert not list((tmp_path / "out").rglob("*.partial*"))
+
+
+def test_a_label_map_may_be_a_store_which_is_replaced_whole(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    file, store = save_picture(tmp_path / "a.png"), tmp_path / "out" / "a_instances.ome.zarr"
+    for _ in range(2):
+        predict([file], tmp_path / "out", outputs=["instances"], label_format="ome.zarr")
+    ids = zarr.open_array(str(store / "labels" / "nuclei" / "0"), mode="r")[:]
+    assert ids.shape == (30, 50) and np.unique(ids).tolist() == [0, 1, 2]
+    (store / "note.txt").write_text("precious")
+    with pytest.raises(DataError, match="note.txt: it was not written by this bundle and would be removed"):
+        predict([file], tmp_path / "out", outputs=["instances"], label_format="ome.zarr")
+    (store / "note.txt").unlink()
+    predict([file], tmp_path / "out", outputs=["instances"])
+    assert not store.exists() and (tmp_path / "out" / "a_instances.png").exists()
 
 
 def test_more_nuclei_than_16_bit_go_to_tiff_and_nothing_stale_stays(tmp_path, caplog):

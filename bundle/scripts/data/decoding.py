@@ -10,15 +10,18 @@ import tifffile
 from PIL import Image, ImageOps
 from scripts.data.colours import Colours
 from scripts.data.itk_files import read_itk
+from scripts.data.ome_zarr import open_ome_zarr
 from scripts.data.size_limits import check_size
 from scripts.data.tiff_files import main_picture, stored_values, upright
 from scripts.errors import DataError
+from scripts.files import is_store
 
 __all__ = ["IMAGE_SUFFIXES", "Stored", "decode", "file_suffix"]
 
 PIL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 TIFF_SUFFIXES = (".tif", ".tiff")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+DOUBLE_SUFFIXES = (".nii.gz", ".ome.zarr")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd")
 IMAGE_SUFFIXES = PIL_SUFFIXES + TIFF_SUFFIXES + NIFTI_SUFFIXES + ITK_SUFFIXES
 # by number of samples: what they are, and which is the transparency
@@ -45,9 +48,9 @@ class Stored:
 
 
 def file_suffix(path: str | os.PathLike) -> str:
-    """Lower-case suffix that names the format; ``.nii.gz`` counts as one."""
+    """Lower-case suffix that names the format; ``.nii.gz`` and ``.ome.zarr`` count as one."""
     name = Path(path).name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    return next((suffix for suffix in DOUBLE_SUFFIXES if name.endswith(suffix)), Path(name).suffix)
 
 
 def decode(path: Path) -> Stored:
@@ -61,6 +64,8 @@ def decode(path: Path) -> Stored:
         DataError: when the file is missing, empty, damaged, of another format, too large, or holds no picture.
     """
     suffix = file_suffix(path)
+    if is_store(path):
+        return _decode_zarr(path)
     if suffix not in IMAGE_SUFFIXES:
         raise DataError(path, f"format '{suffix}' is not known", f"Use one of {', '.join(IMAGE_SUFFIXES)}.")
     if not path.is_file():
@@ -86,6 +91,19 @@ def decode(path: Path) -> Stored:
         hint = f"Check that it is an undamaged {suffix} file, or copy it again from its source."
         raise DataError(path, f"the file cannot be read ({reason})", hint) from error
     return stored
+
+
+def _decode_zarr(path: Path) -> Stored:
+    image = open_ome_zarr(path)
+    width, height = image.sizes[0]
+    check_size(path, (height, width), image.colours.channels, np.dtype(np.uint8))
+    try:
+        values = image.read(0, 0, 0, width, height)
+    except MemoryError:
+        raise
+    except Exception as error:  # each codec has its own errors
+        raise DataError(path, f"it is damaged ({type(error).__name__}: {error})", "Copy it again.") from error
+    return Stored(values, image.colours, no_label="an OME-Zarr image is no label map here")
 
 
 def _decode_pil(path: Path) -> Stored:

@@ -7,7 +7,7 @@ from pathlib import Path
 from scripts.data.pixel_size import PLAUSIBLE_MPP, number
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
-from scripts.files import walk_files
+from scripts.files import is_store, walk_files
 
 __all__ = ["list_images"]
 
@@ -33,7 +33,7 @@ def list_images(
     if mpp is not None and not PLAUSIBLE_MPP[0] <= (number(mpp) or 0) <= PLAUSIBLE_MPP[1]:
         hint = f"Give from {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}, or leave it out where it is unknown, or estimate"
         raise DataError("mpp", f"{mpp} is no number of micrometres per pixel of tissue", hint)
-    if root.is_file():
+    if root.is_file() or is_store(root):
         return [{"image": str(root), "mpp": math.nan if mpp is None else float(mpp)}]
     if not root.is_dir():
         raise DataError(root, "there is no such file or folder", "Set dataset_dir to a folder of images")
@@ -44,9 +44,9 @@ def list_images(
         excluded = None  # a folder around the images: they are no results
     files = [
         path
-        for path in sorted(walk_files(root))
+        for path in sorted(walk_files(root, stores=True))
         # a link that leads nowhere is told when it is read
-        if file_suffix(path) in IMAGE_SUFFIXES and excluded not in path.resolve().parents
+        if (file_suffix(path) in IMAGE_SUFFIXES or is_store(path)) and excluded not in path.resolve().parents
     ]
     if not files:
         raise DataError(root, "no image found", f"Put files with one of {', '.join(IMAGE_SUFFIXES)} there")

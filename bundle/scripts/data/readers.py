@@ -10,9 +10,11 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 from scripts.data.decoding import IMAGE_SUFFIXES, Stored, decode, file_suffix
+from scripts.data.ome_zarr import open_ome_zarr
 from scripts.data.pixel_size import same_mpp, stated_mpp
 from scripts.data.warn_once import warn_once
 from scripts.errors import DataError
+from scripts.files import is_store
 from skimage.segmentation import relabel_sequential
 
 __all__ = [
@@ -38,7 +40,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     applied. Of a TIFF the largest picture is read, and of a stack its first plane.
 
     Args:
-        path: PNG, JPEG, BMP, TIFF, NIfTI, MetaImage or NRRD file.
+        path: PNG, JPEG, BMP, TIFF, NIfTI, MetaImage or NRRD file, or an OME-Zarr store.
 
     Returns:
         (H, W, 3) uint8 array.
@@ -183,7 +185,7 @@ def _meta_tensor(array: np.ndarray, path: str, mpp: float, mpp_from: str) -> Met
 
 def _pixel_size(path: str, given: float | None) -> tuple[float, str]:
     given = math.nan if given is None else float(given)
-    stated = stated_mpp(path)
+    stated = open_ome_zarr(path).mpp if is_store(path) else stated_mpp(path)
     if given > 0:
         if stated is not None and not same_mpp(given, stated):
             warn_once(path, f"it states pixels of {stated:.4g} um, but {given:.4g} are given and taken")

@@ -16,6 +16,7 @@ from monai.utils import CommonKeys
 from PIL import Image
 from scripts.data.images import list_images
 from scripts.errors import DataError, root_cause
+from scripts.files import is_store
 from scripts.judging import is_programmed, judge, nearest
 from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.measures import describe_nuclei
@@ -105,7 +106,7 @@ class Segmenter:
         if isinstance(mpp, str):
             raise DataError("mpp", f"'{mpp}' is no number", "Give one, or use ama-sam segment --mpp estimate")
         if isinstance(image, (str, os.PathLike)):
-            if not Path(image).is_file():
+            if not (Path(image).is_file() or is_store(image)):
                 problem = "it is a folder" if Path(image).is_dir() else "there is no such file"
                 raise DataError(image, problem, "Give one image")
             return self._segment(list_images(image, mpp)[0], probabilities, name or Path(image).name.partition(".")[0])

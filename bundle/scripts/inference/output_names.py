@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from scripts.data.readers import file_suffix
 from scripts.errors import DataError
+from scripts.files import is_store
 
 __all__ = ["output_names"]
 
@@ -37,7 +38,7 @@ def output_names(
     paths = sorted(set(given))
     if not paths:
         return {}
-    if root is not None and Path(root).is_file():
+    if root is not None and (Path(root).is_file() or is_store(root)):
         root = Path(root).parent
     root = Path(os.path.abspath(root) if root is not None else os.path.commonpath([path.parent for path in paths]))
     outside = [path for path in paths if not path.is_relative_to(root)]

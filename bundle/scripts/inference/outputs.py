@@ -23,10 +23,12 @@ from scripts.inference.remarks import remarks
 from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
+from scripts.nuclei.label_pyramid import pyramid_of
 from scripts.nuclei.magnification import fitting_factor
 from scripts.nuclei.measures import binary_entropy, describe_nuclei
 from scripts.nuclei.metrics import known_mpp
 from scripts.nuclei.nuclei_files import write_nuclei
+from scripts.nuclei.ome_zarr import write_ome_zarr
 from scripts.nuclei.overlays import overlay
 from scripts.owned import OwnFiles
 from torch.utils.data import get_worker_info
@@ -145,7 +147,7 @@ class PredictionWriter:
         data: the items that will come, such as ``{"image": path}``: names that would clash are told apart.
         root: folder whose sub-folders are kept below ``output_dir``; by default the one that holds all the files.
         outputs: which of ``mask``, ``instances``, ``overlay``, ``geojson``, ``csv``, ``parquet`` to write.
-        label_format: of the instances: ``png``, ``tif`` or ``nii.gz``.
+        label_format: of the instances: one of ``LABEL_FORMATS``.
         model: tells the pixel size and the size of nuclei that the network knows.
         failed: is told ``(file, problem)`` of an image whose results cannot be written, such as
             ``TolerantDataset.add_error``; the others go on.
@@ -282,7 +284,11 @@ class PredictionWriter:
         if suffix == "png" and nuclei > np.iinfo(np.uint16).max:
             logger.warning("%s: %d nuclei do not fit a 16-bit PNG, written as 32-bit TIFF", name, nuclei)
             suffix = "tif"
-        save_label_map(self._target(name, f"_instances.{suffix}"), instances, mpp)
+        if suffix == "ome.zarr":
+            with self.files.store(f"{name}_instances.ome.zarr") as folder:
+                write_ome_zarr(folder, pyramid_of(instances, mpp), Path(name).name)
+        else:
+            save_label_map(self._target(name, f"_instances.{suffix}"), instances, mpp)
         for other in set(LABEL_FORMATS) - {suffix}:
             self.files.remove(f"{name}_instances.{other}")
 

@@ -9,16 +9,19 @@ import tifffile
 from monai.transforms import MapTransform
 from PIL import Image
 from scripts.files import atomic_path
+from scripts.nuclei.label_pyramid import id_type, pyramid_of
+from scripts.nuclei.ome_tiff import write_ome_tiff
 
 __all__ = ["LABEL_FORMATS", "PNG_LEVEL", "ServedLabelMapd", "save_label_map"]
 
-LABEL_FORMATS = ("png", "tif", "nii.gz")
+LABEL_FORMATS = ("png", "tif", "nii.gz", "ome.tif", "ome.zarr")
 PNG_LEVEL = 1  # the default level takes thrice as long for 10% less
 
 
 def save_label_map(path: Path, instances: np.ndarray, mpp: float | None = None) -> None:
     """
-    Save an instance map as PNG (16-bit), TIFF or NIfTI (16-bit, or 32-bit above 65,535 nuclei), whole or not at all.
+    Save an instance map as PNG (16-bit), TIFF, OME-TIFF or NIfTI (16-bit, or 32-bit above 65,535 nuclei), whole or
+    not at all.
 
     Args:
         path: its suffix names the format.
@@ -28,11 +31,13 @@ def save_label_map(path: Path, instances: np.ndarray, mpp: float | None = None) 
     Raises:
         ValueError: when the ids do not fit a PNG.
     """
-    wide = instances.max(initial=0) > np.iinfo(np.uint16).max
-    values = instances.astype(np.uint32 if wide else np.uint16)
+    if path.name.endswith(".ome.tif"):
+        write_ome_tiff(path, pyramid_of(instances, mpp), path.name.removesuffix(".ome.tif"))
+        return
+    values = instances.astype(id_type(int(instances.max(initial=0))))
     with atomic_path(path) as partial:
         if path.name.endswith(".png"):
-            if wide:
+            if values.dtype != np.uint16:
                 raise ValueError(f"{path}: {instances.max()} nuclei do not fit a 16-bit PNG")
             Image.fromarray(values).save(partial, compress_level=PNG_LEVEL)
         elif path.name.endswith(".tif"):

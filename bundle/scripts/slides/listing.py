@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.errors import DataError
-from scripts.files import read_text, walk_files
+from scripts.files import is_store, read_text, walk_files
 from scripts.inference.output_names import output_names
+from scripts.owned import OwnFiles
 from scripts.slides.dicom_files import read_dicom_file
 from scripts.slides.result_folder import check_folders
 
@@ -25,14 +26,15 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
 
     Args:
         slide: a slide; a folder, of which all slides count, also in sub-folders; or a text file with one path a line,
-            relative to the file's own folder. The files of one DICOM series in a folder are one slide.
+            relative to the file's own folder. The files of one DICOM series in a folder are one slide, and so is an
+            OME-Zarr store. Results of ours are passed over.
 
     Raises:
         DataError: nothing is there.
     """
     path = Path(slide)
-    if path.is_dir():
-        found = [file for file in walk_files(path) if file.suffix.lower() in SLIDE_SUFFIXES]
+    if path.is_dir() and not is_store(path):
+        found = [file for file in walk_files(path, stores=True) if _is_slide(file) and not _is_result(file)]
         paths = _one_of_each_series(found)
         if not paths:
             raise DataError(path, "no slide found", f"Put files with one of {', '.join(SLIDE_SUFFIXES)} there")
@@ -46,6 +48,15 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
     else:
         raise DataError(path, "there is no such file or folder", "Name a slide, a folder or a list with --slide")
     return [str(path) for path in paths]
+
+
+def _is_slide(file: Path) -> bool:
+    return is_store(file) or file.suffix.lower() in SLIDE_SUFFIXES
+
+
+def _is_result(file: Path) -> bool:
+    """Whether this bundle wrote it: a label map is a file of the same kind as a slide."""
+    return file.name in OwnFiles(file.parent)
 
 
 def _one_of_each_series(files: Sequence[Path]) -> list[Path]:

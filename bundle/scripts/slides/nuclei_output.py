@@ -16,12 +16,25 @@ from scripts.nuclei.geoparquet import (
     write_geoparquet,
 )
 from scripts.nuclei.measures import Nucleus
+from scripts.nuclei.ome_tiff import write_ome_tiff
+from scripts.nuclei.ome_zarr import write_ome_zarr
+from scripts.owned import OwnFiles
 from scripts.slides.dicom_output import DICOM_OUTPUTS, DicomOutput
+from scripts.slides.label_map import slide_label_map
 
-__all__ = ["OUTPUTS", "STREAM", "NucleiOutput"]
+__all__ = ["OUTPUTS", "STREAM", "USUAL", "NucleiOutput"]
 
 STREAM = "nuclei.arrows"  # all nuclei while the slide is unfinished: pictures and GeoParquet are made of it
-OUTPUTS = {"geojson": "nuclei.geojson", "csv": "nuclei.csv", "parquet": "nuclei.parquet", **DICOM_OUTPUTS}
+OUTPUTS = {
+    "geojson": "nuclei.geojson",
+    "csv": "nuclei.csv",
+    "parquet": "nuclei.parquet",
+    "ome.tif": "nuclei.ome.tif",
+    "ome.zarr": "nuclei.ome.zarr",
+    **DICOM_OUTPUTS,
+}
+LABEL_MAPS = {"ome.tif", "ome.zarr"}
+USUAL = ("geojson", "csv", "parquet")
 
 
 class NucleiOutput:
@@ -29,7 +42,7 @@ class NucleiOutput:
     The files of a slide's nuclei: what they begin with, what a tile adds, how they end.
 
     GeoJSON and CSV grow tile by tile. GeoParquet cannot, for its table of contents comes last: tiles add to a stream
-    in Arrow's format, which becomes GeoParquet at the end, row group by row group, and DICOM.
+    in Arrow's format, of which GeoParquet, label maps and DICOM are made at the end.
 
     Args:
         form: how nuclei are written; of the slide, wherever a tile lies.
@@ -81,16 +94,24 @@ class NucleiOutput:
         """{file name: what it ends with}, of those that end with anything."""
         return self._chosen({"nuclei.geojson": GEOJSON_END.encode(), STREAM: STREAM_END})
 
-    def finish(self, folder: str | os.PathLike, mpp: float, nuclei: int) -> None:
+    def finish(self, folder: str | os.PathLike, shape: tuple[int, int], mpp: float, nuclei: int) -> None:
         """
         Write what is made of the whole stream in a folder.
 
         Args:
             folder: of the files.
-            mpp: of the slide's level 0.
+            shape: (H, W) of the slide's level 0.
+            mpp: of the same.
             nuclei: how many there are; of none there is no DICOM file, which must have one.
         """
         folder = Path(folder)
+        if LABEL_MAPS & self.outputs:
+            label_map = slide_label_map(folder / STREAM, shape, mpp)
+        if "ome.tif" in self.outputs:
+            write_ome_tiff(folder / OUTPUTS["ome.tif"], label_map, self.form.source)
+        if "ome.zarr" in self.outputs:
+            with OwnFiles(folder).store(OUTPUTS["ome.zarr"]) as store:
+                write_ome_zarr(store, label_map, self.form.source)
         if "parquet" in self.outputs:
             about = {"image": self.form.source, "unit": "pixel", "mpp": mpp}
             schema = nuclei_schema(self.form)

@@ -16,6 +16,7 @@ from scripts.data.pixel_size import number, square_mpp, tiff_mpp
 from scripts.data.tiff_files import main_picture
 from scripts.data.warn_once import warn_once
 from scripts.errors import DataError
+from scripts.files import is_store
 
 __all__ = ["Slide", "open_slide"]
 
@@ -141,7 +142,7 @@ class Slide(ABC):
 
 def open_slide(path: str | os.PathLike) -> Slide:
     """
-    Open a slide: scanners' formats with OpenSlide; plain tiled TIFF, BigTIFF and OME-TIFF with tifffile.
+    Open a slide: scanners' formats with OpenSlide; plain tiled TIFF, BigTIFF and OME-TIFF with tifffile; OME-Zarr.
 
     OpenSlide does not see the pyramid and pixel size of OME-TIFF. MONAI's readers are not used: its one for tifffile
     reads a whole level into memory, and neither narrows down what is damaged.
@@ -150,6 +151,10 @@ def open_slide(path: str | os.PathLike) -> Slide:
         DataError: when the file is missing, not a slide, not 8-bit RGB or grey, or not tiled.
     """
     path = Path(path)
+    if is_store(path):
+        from scripts.slides.zarr_slide import ZarrSlide  # it is a Slide of this module
+
+        return ZarrSlide(path)
     if not path.is_file():
         raise DataError(path, "there is no such slide", "Check --slide")
     hint = "Convert it to a tiled pyramidal TIFF, e.g. with `vips tiffsave IN OUT --tile --pyramid --compression jpeg`"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import DataError
-from scripts.files import read_json
+from scripts.files import is_store, read_json
 from scripts.owned import OwnFiles, remove_own_folder
 from scripts.slides.journal import JOURNAL
 from scripts.slides.nuclei_output import OUTPUTS, STREAM
@@ -133,6 +133,8 @@ def check_folders(slides: Iterable[tuple[str, Path]], output_dir: str | os.PathL
 
 def file_stamp(path: str | os.PathLike) -> list[int]:
     """By which a slide is known again wherever it lies: size in bytes, time of its last change in ns."""
+    if is_store(path):  # of a store, that of the file that says what is in it
+        path = next((file for name in ("zarr.json", ".zattrs") if (file := Path(path, name)).is_file()), path)
     about = os.stat(path)
     return [about.st_size, about.st_mtime_ns]
 

@@ -18,7 +18,7 @@ from scripts.slides.dicom_output import DICOM_OUTPUTS, DicomOutput, check_dicom
 from scripts.slides.dicom_source import find_source
 from scripts.slides.heat_map import write_overview
 from scripts.slides.journal import Journal
-from scripts.slides.nuclei_output import STREAM, NucleiOutput
+from scripts.slides.nuclei_output import STREAM, USUAL, NucleiOutput
 from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import ReadTile, TilePipeline
 from scripts.slides.reading import Slide, open_slide
@@ -41,6 +41,7 @@ class SlideSegmenter:
     where it stopped and gives the same files. The folder gets its name when the slide is done, see ``ResultFolder``:
 
     - ``nuclei.geojson``, ``nuclei.csv``, ``nuclei.parquet``: see ``NucleusFormat``, in level-0 pixels;
+    - ``nuclei.ome.tif``, ``nuclei.ome.zarr``, where asked for: label map of level 0, see ``slide_label_map``;
     - ``nuclei_ann.dcm``, ``nuclei_seg.dcm``: of a DICOM series on request, see ``DicomOutput``;
     - ``tiles.csv``: one row for each tile, see ``tile_table``;
     - ``overview.jpg``: thumbnail and density of nuclei;
@@ -78,7 +79,7 @@ class SlideSegmenter:
         tissue_threshold: float = 0.06,
         class_name: str = "Nucleus",
         with_spread: bool = False,
-        outputs: Sequence[str] = ("geojson", "csv", "parquet"),
+        outputs: Sequence[str] = USUAL,
         version: str = "unknown",
         resume: bool = True,
     ) -> None:
@@ -154,7 +155,7 @@ class SlideSegmenter:
             journal.finish(output.tails)
         finally:
             journal.close()
-        output.finish(unfinished, mpp, totals["nuclei"])
+        output.finish(unfinished, (slide.height, slide.width), mpp, totals["nuclei"])
         seconds = time.perf_counter() - start
         unread, domains, (uncertain, area) = (totals.pop(name) for name in ("unread", "domains", "uncertain"))
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
