@@ -15,7 +15,7 @@ from PIL import Image
 from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
 from scripts.nuclei.label_maps import ServedLabelMapd
-from slides import make_drawing
+from slides import make_drawing, save_slide
 
 REPO = Path(__file__).resolve().parents[2]
 needs_label = pytest.mark.skipif(missing_package() is not None, reason=f"{missing_package()} is not installed")
@@ -211,15 +211,15 @@ def test_the_most_uncertain_tile_is_offered_and_looked_at_once(app_parts, tmp_pa
     studies = app_parts.studies.Studies(str(tmp_path / "studies"))
     for name in "abc":
         studies.add_image(name, str(tile), {})
-    entropy, asked = {"a": 0.2, "b": 0.7, "c": 0.5}, []
+    score, asked = {"a": 0.2, "b": 0.7, "c": 0.5}, []
 
     def look(path, mpp):
         asked.append(Path(path).stem)
-        return entropy[asked[-1]]
+        return score[asked[-1]]
 
     model = tmp_path / "model.pt"
     model.write_bytes(b"one")
-    strategy = app_parts.next_tile.MostUncertain(SimpleNamespace(entropy=look, get_path=lambda: str(model)))
+    strategy = app_parts.next_tile.MostUncertain(SimpleNamespace(disagreement=look, get_path=lambda: str(model)))
     assert strategy({"max_images": 1}, studies) == {"id": "a", "weight": 0.2} and asked == ["a"]
     assert strategy({}, studies) == {"id": "b", "weight": 0.7} and asked == ["a", "b", "c"]
     label = tmp_path / "label.png"
@@ -228,6 +228,49 @@ def test_the_most_uncertain_tile_is_offered_and_looked_at_once(app_parts, tmp_pa
     assert strategy({}, studies)["id"] == "c" and len(asked) == 3
     model.write_bytes(b"another")
     assert strategy({}, studies)["id"] == "c" and asked[3:] == ["a", "c"], "another model is asked anew"
+
+
+@needs_label
+def test_patches_of_a_slide_are_offered_once_by_their_disagreement(app_parts, tmp_path, bundle_root):
+    drawing = make_drawing(4000, 3000, seed=2)
+    slide = save_slide(tmp_path / "slide.tif", drawing, 0.25)
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    studies.add_image("slide", str(slide), {})
+    asked, model = [], tmp_path / "model.pt"
+    model.write_bytes(b"one")
+
+    def look(slide, box, mpp):
+        assert mpp == pytest.approx(0.25)
+        asked.append(tuple(box))
+        return 1 / len(asked)
+
+    task = SimpleNamespace(patch_disagreement=look, get_path=lambda: str(model), mpp_of=lambda slide, mpp: slide.mpp)
+    strategy = app_parts.next_tile.MostUncertain(task)
+    request = {"image": "slide", "patch_size": (500, 400), "max_images": 3}
+    first = strategy(request, studies)
+    assert first == {"id": "slide", "weight": 1.0, "bbox": list(asked[0])} and len(asked) == 3
+    offered = [tuple(first["bbox"])]
+    while (answer := strategy(request, studies)) is not None:
+        offered.append(tuple(answer["bbox"]))
+    assert len(set(offered)) == len(offered) == len(set(asked)) == len(asked) > 6, "each once, and looked at once"
+    for x, y, width, height in offered:
+        assert (width, height) == (500, 400) and (drawing.draw(x, y, 500, 400, 1).min(2) < 240).mean() > 0.4
+    model.write_bytes(b"another")
+    assert strategy(request, studies) is None, "what was offered is not offered again for another model"
+    with pytest.raises(DataError, match="slide.*no patch of 4000x3000 pixels has half of it tissue"):
+        strategy({**request, "patch_size": (4000, 3000)}, studies)
+
+
+@needs_label
+def test_a_patch_is_asked_of_a_slide_of_the_studies(app_parts, tmp_path, tile):
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    studies.add_image("tile", str(tile), {})
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"one")
+    strategy = app_parts.next_tile.MostUncertain(SimpleNamespace(get_path=lambda: str(model)))
+    for image, problem in (("tile", "it is an image, no slide"), ("other", "there is no such slide")):
+        with pytest.raises(DataError, match=f"{image}: {problem}"):
+            strategy({"image": image, "patch_size": (64, 64)}, studies)
 
 
 @needs_label
@@ -270,9 +313,16 @@ def test_training_on_few_images_goes_by_the_recipe_and_holds_a_part_of_them_out(
 
 
 @needs_label
-def test_uncertainty_is_low_on_an_even_answer(task, tile):
-    entropy = task.entropy(str(tile), None)
-    assert 0 < entropy < 1
+def test_a_moody_network_disagrees_more_with_itself(app_parts, bundle_root, knowing_task, tmp_path):
+    """And of a slide's patch as much as of the same pixels as an image."""
+    sure, image, _ = knowing_task
+    moody = tiny_bundle(bundle_root, tmp_path / "moody", inference={"network": {"_target_": "slides.Moody"}})
+    unsure = app_parts.infer.SegmentNuclei(moody, {"model_dir": str(tmp_path)})
+    assert 0 < sure.disagreement(str(image), 0.25) < 0.7 * unsure.disagreement(str(image), 0.25)
+    slide = app_parts.studies.slide_of(save_slide(tmp_path / "s.tif", make_drawing(900, 700, seed=2), 0.25))
+    Image.open(image).crop((300, 200, 556, 392)).save(tmp_path / "part.png")
+    score = sure.patch_disagreement(slide, [300, 200, 256, 192], 0.25)
+    assert score == pytest.approx(sure.disagreement(str(tmp_path / "part.png"), 0.25), rel=0.05) and score > 0
 
 
 @needs_label

@@ -284,6 +284,19 @@ def test_bad_input_is_told_and_harms_nothing(own, slide, pairs, tmp_path):
     assert infer(own, "ama_sam", pairs[5][0].read_bytes()).any()
 
 
+def test_the_open_slide_gets_a_patch_that_qupath_can_draw(own, slide):
+    """As its extension asks, which draws the four numbers as a rectangle."""
+    body = {"image": "slide", "patch_size": [256, 192], "image_size": [slide.width, slide.height]}
+    boxes = [requests.post(f"{own.url}/activelearning/uncertain", json=body).json() for _ in range(2)]
+    assert [box["id"] for box in boxes] == ["slide"] * 2 and boxes[0]["bbox"] != boxes[1]["bbox"]
+    for x, y, width, height in (box["bbox"] for box in boxes):
+        assert (width, height) == (256, 192) and x + width <= slide.width and y + height <= slide.height
+    answer = requests.post(f"{own.url}/activelearning/uncertain", json={**body, "patch_size": [9000, 9000]})
+    assert answer.status_code == 422 and "patch_size" in str(answer.json()["detail"])
+    answer = requests.post(f"{own.url}/activelearning/uncertain", json={**body, "image": "nowhere"})
+    assert answer.status_code == 422 and "no such slide" in answer.json()["detail"]
+
+
 # --- our app: learning
 
 
@@ -293,8 +306,8 @@ def test_our_app_offers_the_most_uncertain_tile_and_learns_from_images_and_xml(o
     for image, _ in pairs[:3]:
         upload(own, image)
     sample = requests.post(f"{own.url}/activelearning/uncertain", json={}).json()
-    scores = {i: o["image"]["info"].get("entropy") for i, o in datastore(own)["objects"].items() if i != "slide"}
-    assert sample["id"] == max(scores, key=scores.get) and sample["weight"] == max(scores.values())
+    scores = {i: o["image"]["info"].get("disagreement") for i, o in datastore(own)["objects"].items() if i != "slide"}
+    assert scores[sample["id"]] == sample["weight"] == max(scores.values()) and len(scores) == 3
     upload(own, *pairs[0])
     xml = requests.post(f"{own.url}/infer/wsi/ama_sam?output=asap&image={pairs[1][0].stem}", json=QUPATH)
     assert put(own, "label", pairs[1][0].stem, xml.content, "label.xml").status_code == 200

@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scripts.inference.tiling import TileInferer
-from scripts.inference.views import view_network
+from scripts.inference.views import disagreement, view_network
 from scripts.nuclei.targets import make_targets
 
 
@@ -130,3 +130,13 @@ def test_views_turn_the_places_of_pixels_over(views):
     inside = torch.as_tensor(np.kron(np.ones((2, 3), bool), np.pad(np.ones((22, 22), bool), 5)))
     torch.testing.assert_close(told[1:3, inside].sigmoid(), right[1:3, inside].sigmoid(), atol=0.2, rtol=0)
     assert told[3, inside].max() < 0.02, "no spread"
+
+
+def test_an_image_is_disputed_for_its_nuclei_and_not_for_having_many():
+    few, many = torch.full((2, 10, 10), -20.0), torch.full((2, 10, 10), -20.0)
+    for answer, rows in ((few, 2), (many, 8)):
+        answer[0, :rows], answer[1] = 20.0, 0.0
+        answer[1, :rows] = 0.1
+    assert disagreement(few) == pytest.approx(disagreement(many)) == pytest.approx(0.1)
+    assert disagreement(torch.stack([few[0], torch.zeros(10, 10)])) == 0
+    assert disagreement(torch.stack([few[0] * 0 - 20, few[1]])) == pytest.approx(1.0), "next to no nuclei, but unsure"

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ from lib.studies import known_mpp_of, slide_of
 from monai.bundle import ConfigParser
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.bundle import BundleInferTask
+from scripts.data.pixel_size import same_mpp
 from scripts.errors import DataError
+from scripts.inference.views import disagreement
 from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import save_label_map
-from scripts.nuclei.measures import Nucleus, binary_entropy, describe_nuclei
+from scripts.nuclei.measures import Nucleus, describe_nuclei
 from scripts.nuclei.nuclei_files import write_nuclei
 from scripts.slides.reading import Slide
 from scripts.slides.tiles import parse_region
 
 __all__ = ["SegmentNuclei"]
+
+VIEWS = 2  # by which the model may disagree with itself
 
 
 class SegmentNuclei(BundleInferTask):
@@ -98,10 +102,33 @@ class SegmentNuclei(BundleInferTask):
             write(geojson, Path(result), next(iter(self.labels)), f"ama_sam: {Path(path).name}")
             return {"file": result, "params": {}}
 
-    def entropy(self, path: str, mpp: object = None) -> float:
-        """Mean binary entropy of an image's foreground probability, in bits: 0 sure, 1 undecided everywhere."""
-        item = self._predict(path, SegmentOptions(), mpp)
-        return float(binary_entropy(_probability(item)).mean())
+    def disagreement(self, path: str, mpp: object = None) -> float:
+        """How far the answers to views of an image differ, see ``scripts.inference.views.disagreement``."""
+        preprocessing = self._parse("inference", {"ckpt_path": self.get_path()}).get_parsed_content("preprocessing")
+        item = preprocessing({"image": path, "mpp": known_mpp_of(mpp, self.conf.get("mpp"))})
+        return self._disagreement(item["image"])
+
+    def patch_disagreement(self, slide: Slide, box: Sequence[int], mpp: float) -> float:
+        """The same of a box (left, top, width, height) of a slide in level-0 pixels; ``mpp`` is of these."""
+        target = self._parse("wsi", {"ckpt_path": self.get_path()}).get_parsed_content("network_mpp")
+        scale = 1.0 if same_mpp(target, mpp) else target / mpp
+        pixels, _ = slide.read(*(round(side / scale) for side in box), scale)
+        return self._disagreement(torch.as_tensor(pixels.transpose(2, 0, 1).astype(np.float32)))
+
+    def _disagreement(self, image: torch.Tensor) -> float:
+        device = torch.device(default_device())
+        looking = self._parse("inference", {"views": VIEWS, "device": device}).get_parsed_content("inferer")
+        with self._one_at_a_time, torch.inference_mode():
+            network, _ = self._network(device)
+            return disagreement(looking(image[None].to(device), network)[0])
+
+    def mpp_of(self, slide: Slide, stored: object) -> float:
+        """Micrometres per level-0 pixel of a slide: those stored with it, else its own, else the server's."""
+        mpp = known_mpp_of(stored, slide.mpp, self.conf.get("mpp"))
+        if mpp is None:
+            hint = "Tell them: PUT /datastore/image/info, or start the server with -c mpp."
+            raise DataError(slide.path.name, "it does not say its micrometres per pixel", hint)
+        return mpp
 
     def _image_nuclei(
         self, path: str, region: list[int] | None, options: SegmentOptions, mpp: object, geojson: Path

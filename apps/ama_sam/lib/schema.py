@@ -78,6 +78,7 @@ Device = Annotated[str, BeforeValidator(_first), AfterValidator(_known_device)]
 Name = Annotated[str, AfterValidator(plain_name)]
 Pixels = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Point = tuple[Pixels, Pixels]
+Side = Annotated[int, Field(ge=64, le=4096)]
 # 0 is how clients say that they do not know it
 Mpp = Annotated[float, Field(ge=0, le=100)]
 
@@ -214,9 +215,11 @@ class TrainOptions(Options):
 class SampleOptions(Options):
     """Body of ``/activelearning/STRATEGY``."""
 
-    ignored = frozenset("image patch_size image_size".split())  # of QuPath
+    ignored = frozenset(["image_size"])  # of QuPath
 
     max_images: int = Field(100, ge=0, lt=2**31)
+    image: str = Field("", max_length=LONGEST_NAME, description="a slide of the studies, of which a patch is asked for")
+    patch_size: tuple[Side, Side] = Field((1024, 1024), description="level-0 pixels")
 
 
 class ImageInfo(Options):

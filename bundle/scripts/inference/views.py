@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scripts.nuclei.targets import CHANNELS, usual_targets
 
-__all__ = ["VIEWS", "view_network"]
+__all__ = ["VIEWS", "disagreement", "view_network"]
 
 ENLARGED = 1.25  # docs/experiments.md compares others
 # number of views -> enlargement and mirrored axes of each; the first is the image as it is
@@ -16,6 +16,7 @@ VIEWS = {
     4: ((1.0, ()), (1.0, (-2, -1)), (ENLARGED, (-2,)), (ENLARGED, (-1,))),
 }
 SIDES = {"horizontal": -1, "vertical": -2}  # channels that tell sides apart, and the axis that exchanges these
+LEAST = 0.02  # mean probability below which an image has next to no nuclei
 SMALLEST = 1e-6  # probability beyond which a logit says nothing more
 
 
@@ -54,6 +55,19 @@ def view_network(
         return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
     return lambda image: _mean_and_spread([look(image, *view) for view in VIEWS[views]])
+
+
+def disagreement(answer: torch.Tensor) -> float:
+    """
+    How far a network's answers to views of an image differ, for its nuclei: an image is not disputed for having many.
+
+    Args:
+        answer: (C, H, W) of an image, by :func:`view_network` with several views: foreground first, the spread last.
+
+    Returns:
+        mean spread over mean probability, 0 where all answers are the same.
+    """
+    return float(answer[-1].mean()) / max(float(answer[0].float().sigmoid().mean()), LEAST)
 
 
 def _turned_back(logits: torch.Tensor, dims: tuple[int, ...], targets: str | None) -> torch.Tensor:
