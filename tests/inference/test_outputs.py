@@ -111,6 +111,17 @@ def test_a_label_map_may_be_a_store_which_is_replaced_whole(tmp_path):
     assert not store.exists() and (tmp_path / "out" / "a_instances.png").exists()
 
 
+def test_a_store_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
+    from scripts.slides.segmenter import SlideSegmenter
+
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(DataError, match="ome.zarr: OME-Zarr needs zarr, which is not installed.*pip install"):
+        predict([save_picture(tmp_path / "a.png")], tmp_path / "out", outputs=["instances"], label_format="ome.zarr")
+    with pytest.raises(DataError, match="ome.zarr: OME-Zarr needs zarr, which is not installed.*pip install"):
+        SlideSegmenter(None, {}, outputs=["ome.zarr"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_nuclei_than_16_bit_go_to_tiff_and_nothing_stale_stays(tmp_path, caplog):
     file = save_picture(tmp_path / "a.png", 300, 300)
 

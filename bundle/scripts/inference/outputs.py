@@ -31,6 +31,7 @@ from scripts.nuclei.nuclei_files import write_nuclei
 from scripts.nuclei.ome_zarr import write_ome_zarr
 from scripts.nuclei.overlays import overlay
 from scripts.owned import OwnFiles
+from scripts.zarr_library import zarr_library
 from torch.utils.data import get_worker_info
 
 __all__ = ["PredictionWriter", "TolerantDataset"]
@@ -153,7 +154,8 @@ class PredictionWriter:
             ``TolerantDataset.add_error``; the others go on.
 
     Raises:
-        DataError: when a prediction would be written over an input file, or over any file that we did not write.
+        DataError: when a prediction would be written over an input file, or over any file that we did not write; when
+            OME-Zarr is asked for and zarr is not installed.
         ValueError: when an output or format is not known.
     """
 
@@ -172,6 +174,8 @@ class PredictionWriter:
             raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(sorted(unknown))}")
         if label_format not in LABEL_FORMATS:
             raise ValueError(f"label_format must be one of {', '.join(LABEL_FORMATS)}, got {label_format}")
+        if label_format == "ome.zarr" and "instances" in outputs:
+            zarr_library(label_format)
         self.output_dir, self.model = Path(output_dir), model or ModelInfo()
         self.outputs = set(outputs)
         self.label_format = label_format

@@ -26,6 +26,7 @@ from scripts.slides.result_folder import ResultFolder, file_stamp
 from scripts.slides.tile_overlays import write_tile_overlays
 from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row, uncertain_area
 from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region
+from scripts.zarr_library import zarr_library
 from tqdm import tqdm
 
 __all__ = ["SlideSegmenter"]
@@ -92,6 +93,8 @@ class SlideSegmenter:
         self.tissue_threshold, self.class_name, self.with_spread = tissue_threshold, class_name, with_spread
         self.outputs, self.version = sorted(set(outputs)), version
         check_dicom(self.outputs)
+        if "ome.zarr" in self.outputs:
+            zarr_library("ome.zarr")
         # read from here, so that a result can never depend on something its journal does not know
         self.settings = {
             **settings,
