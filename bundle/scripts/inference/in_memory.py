@@ -80,11 +80,11 @@ class Segmenter:
             check_device(name)
         parser = ConfigParser({**content, **given, "bundle_root": str(bundle_root)})
         try:
-            names = ("network", "inferer", "preprocessing", "postprocessing", "device", "amp")
+            names = ("network", "inferer", "preprocessing", "postprocessing", "device")
             parts = {name: parser.get_parsed_content(name) for name in names}
         except Exception as error:  # which class MONAI wraps it in does not matter
             raise root_cause(error) from None
-        self.network, self.inferer, self.preprocessing, self.postprocessing, self.device, self.amp = parts.values()
+        self.network, self.inferer, self.preprocessing, self.postprocessing, self.device = parts.values()
         self.network.eval()
 
     def segment(
@@ -124,7 +124,7 @@ class Segmenter:
         except RuntimeError as error:  # MONAI's Compose wraps what a transform says
             raise root_cause(error) from None
         image = item[CommonKeys.IMAGE].to(self.device)
-        with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=self.amp):
+        with torch.no_grad():
             logits = self.inferer(image[None], self.network)
         item = self.postprocessing({**item, CommonKeys.IMAGE: image, CommonKeys.PRED: logits[0]})
         pixels, labels = (np.asarray(item[key].cpu()) for key in ("image", "instances"))

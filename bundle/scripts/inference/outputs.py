@@ -152,6 +152,7 @@ class PredictionWriter:
         model: tells the pixel size and the size of nuclei that the network knows.
         failed: is told ``(file, problem)`` of an image whose results cannot be written, such as
             ``TolerantDataset.add_error``; the others go on.
+        arithmetic: in which the network computed, for ``summary.json``.
 
     Raises:
         DataError: when a prediction would be written over an input file, or over any file that we did not write; when
@@ -168,8 +169,9 @@ class PredictionWriter:
         label_format: str = "png",
         model: ModelInfo | None = None,
         failed: Callable[[str, str], None] | None = None,
+        arithmetic: str | None = None,
     ) -> None:
-        self.failed = failed
+        self.failed, self.arithmetic = failed, arithmetic
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(sorted(unknown))}")
         if label_format not in LABEL_FORMATS:
@@ -327,6 +329,7 @@ class PredictionWriter:
         columns = ("file", "nuclei", "area_fraction", "uncertainty", "seconds", "mpp", "mpp_from", "scale_to_try")
         write_table(self.files.path("summary.csv"), self.rows, columns)
         totals = {"images": len(self.rows), "nuclei": sum(row["nuclei"] for row in self.rows)}
+        totals["arithmetic"] = self.arithmetic
         write_json(self.files.path("summary.json"), {**totals, "files": self.rows})
         for level, remark in remarks(self.rows, self.model.mpp):
             logger.log(level, "%s: %s", self.output_dir / "summary.csv", remark)

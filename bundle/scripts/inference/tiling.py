@@ -26,6 +26,7 @@ class TileInferer(SlidingWindowInferer):
         size_multiple: the network takes sides that are multiples of this.
         sw_batch_size: tiles per forward pass.
         views: see :func:`scripts.inference.views.view_network`; more than one add a channel to the output.
+        amp: run the network in mixed precision, on whatever device the image is; the output is float32 all the same.
         kwargs: further arguments of MONAI's ``SlidingWindowInferer``, such as ``device`` or ``progress``.
 
     Raises:
@@ -40,6 +41,7 @@ class TileInferer(SlidingWindowInferer):
         size_multiple: int = 32,
         sw_batch_size: int = 4,
         views: int = 1,
+        amp: bool = False,
         **kwargs: Any,
     ) -> None:
         if roi_size <= 0 or roi_size % size_multiple:
@@ -50,7 +52,7 @@ class TileInferer(SlidingWindowInferer):
             raise ValueError(f"views must be one of {', '.join(map(str, VIEWS))}, got {views!r}")
         super().__init__((roi_size, roi_size), sw_batch_size, overlap, mode, **kwargs)
         self.size_multiple = size_multiple
-        self.views = views
+        self.views, self.amp = views, amp
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -76,6 +78,11 @@ class TileInferer(SlidingWindowInferer):
                 # torch mirrors only by less than the image's size; numpy goes back and forth as often as needed
                 mirrored = np.pad(np.arange(size), (missing // 2, missing - missing // 2), mode="reflect")
                 inputs = inputs.index_select(dim, torch.as_tensor(mirrored, device=inputs.device))
-        forward = view_network(network, self.views, self.size_multiple)
+        looks = view_network(network, self.views, self.size_multiple)
+
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            with torch.autocast(x.device.type, enabled=self.amp):
+                return looks(x, *args, **kwargs).float()
+
         outputs = SlidingWindowInferer.__call__(tiles, inputs, forward, *args, **kwargs)
         return outputs[:, :, starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]

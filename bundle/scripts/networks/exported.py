@@ -46,7 +46,11 @@ class TorchScriptNetwork(nn.Module):
         self.exported = torch.jit.load(str(path), map_location=device)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W)."""
+        """(B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W); on a CPU in single precision."""
+        # of the network itself some layers stay in single precision there, which an export does not know
+        if image.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                return self.exported(image)
         return self.exported(image)
 
 

@@ -5,6 +5,10 @@ PyTorch gives single-precision products on a CPU to MKL, which uses half the vec
 built in for convolutions, uses all of it (twice the speed on Zen 5). The operators are those that ``torch.compile``
 emits. Where they do not apply (GPU, other precisions, gradients, export), the ordinary ones run; both round like any
 single-precision product. GELU is the exact one.
+
+In mixed precision on a CPU linear layers and attention are bfloat16, but convolutions, which are the encoder's first
+layers and lie between its stages, stay in single precision: of the error of an encoder wholly in bfloat16 two thirds
+come from them, and a fifth of the gain (``benchmarks/precision.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ __all__ = ["attend_rows", "convolution", "linear", "onednn_applies"]
 def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
     """``x @ weight.T + bias``, then optionally GELU: (..., C_in), (C_out, C_in), (C_out,) -> (..., C_out)."""
     if not torch.jit.is_scripting():
+        if _mixed(x) and not torch.compiler.is_compiling():
+            with torch.autocast("cpu", enabled=False):
+                return linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), gelu)
         if onednn_applies(x, weight):
             operator = torch.ops.mkldnn._linear_pointwise
             return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
@@ -30,8 +37,11 @@ def convolution(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, groups: int, gelu: bool = False
 ) -> Tensor:
     """2-D convolution, then optionally GELU: (B, C_in, H, W) -> (B, C_out, H', W')."""
-    if gelu and not torch.jit.is_scripting():
-        if onednn_applies(x, weight):
+    if not torch.jit.is_scripting():
+        if _mixed(x):
+            with torch.autocast("cpu", enabled=False):
+                return convolution(x.float(), weight, bias, stride, padding, groups, gelu)
+        if gelu and onednn_applies(x, weight):
             operator = torch.ops.mkldnn._convolution_pointwise
             pair = [stride, stride], [1, 1]
             return operator(x, weight, bias, [padding, padding], *pair, groups, "gelu", [], "none")
@@ -63,7 +73,8 @@ def onednn_applies(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of such tensors may go to oneDNN's own operators."""
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype
+        and (x.dtype == torch.float32 or x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
@@ -72,3 +83,10 @@ def onednn_applies(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+@torch.jit.unused
+def _mixed(x: Tensor) -> bool:
+    """Whether such a tensor is met in mixed precision on a CPU."""
+    on = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return on and torch.get_autocast_dtype("cpu") == torch.bfloat16

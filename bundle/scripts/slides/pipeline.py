@@ -59,7 +59,6 @@ class TilePipeline:
         inferer: ``inferer(tiles, network)``, such as ``TileInferer``.
         postprocessing: turns ``{"pred": logits (C, H, W), "mpp": float}`` into an item with ``instances`` (1, H, W).
         device: of the network.
-        amp: mixed precision.
         batch_size: tiles per forward pass.
         workers: processes for post-processing; 0 is a thread, enough beside a network on the CPU.
         domain_distance: listens to the network; None leaves distances out.
@@ -71,13 +70,12 @@ class TilePipeline:
         inferer: Callable[..., torch.Tensor],
         postprocessing: Callable[[dict], dict],
         device: torch.device | str = "cpu",
-        amp: bool = False,
         batch_size: int = 1,
         workers: int = 0,
         domain_distance: DomainDistance | None = None,
     ) -> None:
         self.network, self.inferer, self.postprocessing = network, inferer, postprocessing
-        self.device, self.amp = torch.device(device), amp
+        self.device = torch.device(device)
         self.batch_size, self.workers = batch_size, workers
         self.domain_distance = domain_distance
         self.network_seconds = 0.0
@@ -118,9 +116,9 @@ class TilePipeline:
         for batch in _in_batches(read, self.batch_size):
             start = time.perf_counter()
             pixels = torch.from_numpy(np.stack([tile.pixels for tile in batch])).to(self.device)
-            with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.amp):
+            with torch.inference_mode():
                 logits = self.inferer(pixels.float(), self.network)
-            logits = torch.as_tensor(logits).float().cpu().numpy()
+            logits = torch.as_tensor(logits).cpu().numpy()
             self.network_seconds += time.perf_counter() - start
             distances = None if self.domain_distance is None else self.domain_distance.take()
             for index, (tile, values) in enumerate(zip(batch, logits)):
