@@ -24,9 +24,8 @@ def closing_lines(verb: str, settings: dict[str, Any]) -> list[str]:
     lines = []
     if verb == "inferring" and (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        lines.append(
-            f"Segmented {counted(summary['images'], 'image')}: {counted(summary['nuclei'], 'nucleus', 'nuclei')}."
-        )
+        found = f"{counted(summary['images'], 'image')}: {counted(summary['nuclei'], 'nucleus', 'nuclei')}"
+        lines.append(f"Segmented {found}{_arithmetic(summary)}.")
     if verb == "evaluating" and (folder / "metrics.json").is_file():
         lines += _evaluated(folder)
     if verb == "aligning" and (folder / "alignment.png").is_file():
@@ -39,13 +38,21 @@ def closing_lines(verb: str, settings: dict[str, Any]) -> list[str]:
 
 
 def _evaluated(folder: Path) -> list[str]:
-    domains = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["domains"]
+    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    domains = report["domains"]
     counts = [f"{name} {about['images']}" for name, about in domains.items()]
     true, found = (sum(about[key] for about in domains.values()) for key in ("n_true", "n_pred"))
     return [
-        f"Evaluated, images by domain: {', '.join(counts)}; nuclei: {true} in the reference, {found} found.",
+        f"Evaluated, images by domain: {', '.join(counts)}; nuclei: {true} in the reference, {found} found"
+        f"{_arithmetic(report['provenance'])}.",
         f"Look at {folder / 'overlays'} (best, median, worst image); each image's numbers: {folder / 'metrics.csv'}",
     ]
+
+
+def _arithmetic(about: dict[str, Any]) -> str:
+    """What the user did not ask for and might not expect: other numbers than in single precision."""
+    name = about.get("arithmetic") or "float32"
+    return "" if name == "float32" else f", computed in {name} (--amp false: in float32)"
 
 
 def _prepared(folder: Path, name: str) -> list[str]:

@@ -1,6 +1,5 @@
 """
-What bfloat16 costs and saves: time, Dice, AJI and number of nuclei against float32, image by image, with evaluate.json as
-it is.
+What bfloat16 costs and saves: time, Dice, AJI and number of nuclei against float32, with evaluate.json as it is.
 
     python benchmarks/precision.py --dataset_dir DATA --domains tnbc monuseg [--split validation] [--limit 5]
 
@@ -35,7 +34,9 @@ def main() -> None:
 
     print(describe_machine())
     weights = {"ckpt_path": args.ckpt_path} if args.ckpt_path else {}
-    print(f"{'':14}{'':18}{'Dice':>8}{'AJI':>8}{'nuclei':>8}{'Dice -':>9}{'worst':>8}{'AJI -':>9}{'worst':>8}{'time':>7}")
+    print(
+        f"{'':14}{'':18}{'Dice':>8}{'AJI':>8}{'nuclei':>8}{'Dice -':>9}{'worst':>8}{'AJI -':>9}{'worst':>8}{'time':>7}"
+    )
     for domain in args.domains:
         configs = {
             name: open_config(

@@ -70,6 +70,19 @@ def test_a_local_network_has_no_seams():
     assert (tiled - whole)[seam].abs().mean() < 0.1 * (hard - whole)[seam].abs().mean()
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_mixed_precision_is_the_networks_alone(amp):
+    seen = []
+
+    def network(x):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return (x @ torch.ones(64, 64))[:, :2]
+
+    output = TileInferer(roi_size=64, amp=amp)(picture(64, 64), network)
+    assert set(seen) == {amp} and output.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_views_are_averaged_and_tell_their_spread():
     """A network that answers by position: turned views cancel what is odd in it, and differ most at the edges."""
 

@@ -263,8 +263,8 @@ def test_half_precision_arithmetic_gives_nearly_the_same_features_in_full(mobile
     image = torch.from_numpy(tile.copy()).permute(2, 0, 1)[None].float()
     exact, rounded = (load_encoder("vit_t", mobile_sam, precision=p) for p in ("float32", "bfloat16"))
     assert fingerprint(exact) == fingerprint(rounded), "the weights are the same"
-    for a, b in zip(exact(image), rounded(image)):
-        assert b.dtype == torch.float32 and not torch.equal(a, b)
+    for i, (a, b) in enumerate(zip(exact(image), rounded(image))):
+        assert b.dtype == torch.float32 and torch.equal(a, b) is (i == 0), "convolutions stay as they are on a CPU"
         assert (a - b).square().mean() < (0.03**2) * a.square().mean(), "within 3 % of the size of the features"
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scripts.networks import fused
-from scripts.networks.fused import convolution, linear
+from scripts.networks.fused import Pointwise, convolution, linear
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -40,6 +40,45 @@ def test_onednn_runs_where_it_may_and_only_there():
         assert not fused.onednn_applies(x, weight)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not fused.onednn_applies(x, weight)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_a_pointwise_convolution_is_one(scripted):
+    module, x = Pointwise(8, 16), torch.randn(2, 8, 12, 10)
+    run = torch.jit.script(module) if scripted else module
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), F.conv2d(x, module.weight))
+    assert torch.equal(run(x), F.conv2d(x, module.weight)), "training computes as it did"
+    assert list(module.state_dict()) == ["weight"] and module.weight.shape == (16, 8, 1, 1)
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this PyTorch has no oneDNN")
+def test_no_convolution_of_inference_takes_the_slow_path():
+    """On one thread PyTorch runs 1x1 convolutions of few images by a loop of its own, ``_slow_conv2d_forward``."""
+    x, (weight, bias), module = torch.randn(1, 8, 12, 10), _weights(16, 8, 1, 1), Pointwise(8, 16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+            convolution(x, weight, bias, 1, 0, 1)
+            module(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert not [event.key for event in profile.key_averages() if "slow" in event.key]
+
+
+def test_mixed_precision_on_a_cpu_rounds_linear_layers_and_leaves_convolutions_alone():
+    x, (weight, bias), module = torch.randn(2, 8, 12, 10), _weights(16, 8, 3, 3), Pointwise(8, 16)
+    tokens, (flat, offset) = torch.randn(2, 7, 8), _weights(16, 8)
+    with torch.no_grad():
+        exact = convolution(x, weight, bias, 1, 1, 1, gelu=True)
+        expected = [F.linear(tokens, flat, offset), F.gelu(F.linear(tokens, flat, offset)), module(x)]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(convolution(x, weight, bias, 1, 1, 1, gelu=True), exact)
+            rounded = [linear(tokens, flat, offset), linear(tokens, flat, offset, gelu=True), module(x)]
+    for a, b in zip(rounded, expected):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.float(), b, atol=3e-2, rtol=2e-2)
 
 
 @pytest.mark.skipif(not ONEDNN, reason="this PyTorch has no oneDNN")

@@ -102,7 +102,9 @@ def _plain(thing: Any) -> Any:
     if isinstance(thing, FrozenEncoder):
         # of an adapted one that part is stored which no adapter changes
         until = [thing.backbone.first] if isinstance(thing, AdaptedEncoder) else []
-        return [_name(type(thing)), fingerprint(thing), thing.precision, *until]
+        # until 0.7 a CPU computed convolutions in bfloat16 too
+        precision = "bfloat16 2" if thing.precision == "bfloat16" else thing.precision
+        return [_name(type(thing)), fingerprint(thing), precision, *until]
     name = _name(type(thing))
     if isinstance(thing, torch.nn.Module):
         return [name, _plain(thing.state_dict())]

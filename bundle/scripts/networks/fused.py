@@ -3,7 +3,8 @@ Products for inference: linear layers and convolutions, with GELU applied while 
 
 PyTorch gives single-precision products on a CPU to MKL, which uses half the vector width on AMD; oneDNN, which it has
 built in for convolutions, uses all of it (twice the speed on Zen 5). The operators are those that ``torch.compile``
-emits. Where they do not apply (GPU, other precisions, gradients, export), the ordinary ones run; both round like any
+emits. On one thread PyTorch gives 1x1 convolutions of few images to neither, but to a loop of its own, half as fast. Where
+oneDNN's do not apply (GPU, other precisions, gradients, export), the ordinary ones run; both round like any
 single-precision product. GELU is the exact one.
 
 In mixed precision on a CPU linear layers and attention are bfloat16, but convolutions, which are the encoder's first
@@ -15,17 +16,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["attend_rows", "convolution", "linear", "onednn_applies"]
+__all__ = ["Pointwise", "attend_rows", "convolution", "linear", "onednn_applies"]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """``x @ weight.T + bias``, then optionally GELU: (..., C_in), (C_out, C_in), (C_out,) -> (..., C_out)."""
     if not torch.jit.is_scripting():
         if _mixed(x) and not torch.compiler.is_compiling():
             with torch.autocast("cpu", enabled=False):
-                return linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), gelu)
+                return linear(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16(), gelu)
         if onednn_applies(x, weight):
             operator = torch.ops.mkldnn._linear_pointwise
             return operator(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
@@ -41,12 +42,30 @@ def convolution(
         if _mixed(x):
             with torch.autocast("cpu", enabled=False):
                 return convolution(x.float(), weight, bias, stride, padding, groups, gelu)
-        if gelu and onednn_applies(x, weight):
+        if onednn_applies(x, weight):
             operator = torch.ops.mkldnn._convolution_pointwise
-            pair = [stride, stride], [1, 1]
-            return operator(x, weight, bias, [padding, padding], *pair, groups, "gelu", [], "none")
+            after = ("gelu", [], "none") if gelu else ("none", [], "")
+            return operator(x, weight, bias, [padding, padding], [stride, stride], [1, 1], groups, *after)
     y = F.conv2d(x, weight, bias, stride, padding, 1, groups)
     return F.gelu(y) if gelu else y
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution without bias, which is a linear layer of each pixel: (B, C_in, H, W) -> (B, C_out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if _mixed(x) or onednn_applies(x, self.weight):
+                return _pointwise(x, self.weight)
+        return F.conv2d(x, self.weight)
+
+
+@torch.jit.unused
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    return linear(x.permute(0, 2, 3, 1), weight.flatten(1), None).permute(0, 3, 1, 2)
 
 
 @torch.jit.unused

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from scripts.networks.decoder import Decoder, interpolate
+from scripts.networks.fused import Pointwise
 from torch import nn
 
 __all__ = ["SIZES", "HRDecoder"]
@@ -107,8 +108,7 @@ class HRDecoder(Decoder):
 
         self.feature_strides = [int(s) for s in strides]
         self.adapters = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, channels[s], 1, bias=False), _group_norm(channels[s]))
-            for c, s in zip(in_channels, strides)
+            nn.Sequential(Pointwise(c, channels[s]), _group_norm(channels[s])) for c, s in zip(in_channels, strides)
         )
         self.stem = nn.ModuleList()
         if self.finest < 4:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from scripts.networks.adapters import Adapter, NoAdapter, adapted_blocks
-from scripts.networks.fused import convolution, linear
+from scripts.networks.fused import Pointwise, convolution, linear
 from torch import Tensor, nn
 
 __all__ = ["TinyViT", "from_windows", "to_windows"]
@@ -252,7 +252,7 @@ class TinyViT(nn.Module):
             beside = [Adapter(dim) if adapted[i] else NoAdapter() for _ in range(depth)]
             self.layers.append(Stage(blocks, beside, downsample))
         self.neck = nn.Sequential(
-            nn.Conv2d(embed_dims[-1], out_channels, 1, bias=False),
+            Pointwise(embed_dims[-1], out_channels),
             ChannelNorm(out_channels),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             ChannelNorm(out_channels),

@@ -23,7 +23,7 @@ def attempt(segmenter: Callable[[str, Path], dict[str, Any]], slide: str, folder
     Segment one slide, here or on a worker; one that cannot be used stops no other.
 
     Returns:
-        ``nuclei`` and ``pictures`` of a finished slide, ``problem`` of one that cannot be used.
+        ``nuclei``, ``pictures`` and ``arithmetic`` of a finished slide, ``problem`` of one that cannot be used.
 
     Raises:
         OSError: when the disk is full or gone: what is finished of the slide is kept for the next run.
@@ -36,7 +36,8 @@ def attempt(segmenter: Callable[[str, Path], dict[str, Any]], slide: str, folder
         cause = root_cause(error)
         return {"problem": str(cause) if isinstance(cause, DataError) else f"{type(cause).__name__}: {cause}"}
     pictures = ["overview.jpg", *summary.get("overlays", ())]  # of 0.6 and before: none of tiles
-    return {"nuclei": summary["nuclei"], "pictures": pictures}
+    arithmetic = summary["settings"].get("arithmetic", "float32")
+    return {"nuclei": summary["nuclei"], "pictures": pictures, "arithmetic": arithmetic}
 
 
 def on_cluster(

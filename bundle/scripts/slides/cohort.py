@@ -80,7 +80,8 @@ def segment_slides(
             errors.append({"slide": slide, "problem": problem})
             logger.error("skipped %s", problem)
         else:
-            logger.info("%d/%d %s: %d nuclei", number, len(mine), slide, outcome["nuclei"])
+            told = f"{outcome['nuclei']} nuclei, computed in {outcome['arithmetic']}"
+            logger.info("%d/%d %s: %s", number, len(mine), slide, told)
             logger.info("look at %s: %s", folders[slide], ", ".join(outcome["pictures"]))
     write_slide_tables(output_dir)
     files.remove(report)
