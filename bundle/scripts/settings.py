@@ -158,7 +158,7 @@ Metric = Literal[
 _ROOT = {"bundle_root": Setting(Folder, "folder of the bundle")}
 _SEED = {"seed": Setting(Seed, "of all random numbers")}
 _DEVICE = {"device": Setting(Device, "where the network runs", free=True)}
-_AMP = {"amp": Setting(Bool, "mixed precision")}
+_AMP = {"amp": Setting(Bool, "mixed precision; on a CPU it pays where that has units for bfloat16")}
 _COMPILE = {"compile": Setting(Bool, "compile the network first: pays where much is to be done", free=True)}
 _DATA = {
     "dataset_dir": Setting(Path, "folder of the domains' folders"),

@@ -7,20 +7,8 @@ from conftest import BUNDLE
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.exported import TorchScriptNetwork
 from scripts.networks.hr_decoder import HRDecoder
-from scripts.networks.precision import arithmetic, mixed_by_default
+from scripts.networks.precision import arithmetic
 from scripts.networks.sam_encoders import build_encoder
-
-
-@pytest.mark.parametrize("units", [False, True])
-def test_a_cpu_computes_in_bfloat16_where_it_has_units_for_it(monkeypatch, units):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units, raising=False)
-    assert mixed_by_default("cpu") is units and mixed_by_default(torch.device("cpu")) is units
-    assert mixed_by_default("cuda:1") is True and mixed_by_default("mps") is False
-
-
-def test_a_torch_that_does_not_tell_computes_in_single_precision(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
-    assert mixed_by_default("cpu") is False
 
 
 def _network(precision="float32"):

@@ -3,13 +3,12 @@ Products for inference: linear layers and convolutions, with GELU applied while 
 
 PyTorch gives single-precision products on a CPU to MKL, which uses half the vector width on AMD; oneDNN, which it has
 built in for convolutions, uses all of it (twice the speed on Zen 5). The operators are those that ``torch.compile``
-emits. On one thread PyTorch gives 1x1 convolutions of few images to neither, but to a loop of its own, half as fast. Where
-oneDNN's do not apply (GPU, other precisions, gradients, export), the ordinary ones run; both round like any
+emits. On one thread PyTorch gives 1x1 convolutions of few images to neither, but to a loop of its own, half as fast.
+Where oneDNN's do not apply (GPU, other precisions, gradients, export), the ordinary ones run; both round like any
 single-precision product. GELU is the exact one.
 
 In mixed precision on a CPU linear layers and attention are bfloat16, but convolutions, which are the encoder's first
-layers and lie between its stages, stay in single precision: of the error of an encoder wholly in bfloat16 two thirds
-come from them, and a fifth of the gain (``benchmarks/precision.py``).
+layers and lie between its stages, stay in single precision: two thirds of the error of bfloat16 come from them.
 """
 
 from __future__ import annotations

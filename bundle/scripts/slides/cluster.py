@@ -36,7 +36,7 @@ def attempt(segmenter: Callable[[str, Path], dict[str, Any]], slide: str, folder
         cause = root_cause(error)
         return {"problem": str(cause) if isinstance(cause, DataError) else f"{type(cause).__name__}: {cause}"}
     pictures = ["overview.jpg", *summary.get("overlays", ())]  # of 0.6 and before: none of tiles
-    arithmetic = summary["settings"].get("arithmetic", "float32")
+    arithmetic = summary.get("settings", {}).get("arithmetic", "float32")
     return {"nuclei": summary["nuclei"], "pictures": pictures, "arithmetic": arithmetic}
 
 
