@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -120,6 +121,31 @@ def test_a_store_that_cannot_be_written_is_told_before_any_work(tmp_path, monkey
     with pytest.raises(DataError, match="ome.zarr: OME-Zarr needs zarr, which is not installed.*pip install"):
         SlideSegmenter(None, {}, outputs=["ome.zarr"])
     assert not (tmp_path / "out").exists()
+
+
+def test_nuclei_are_separated_beside_the_network_with_the_same_result(tmp_path):
+    """Post-processing by the writer, in its thread: the same bytes; what fails in it is one file's problem."""
+    files = [save_picture(tmp_path / "in" / f"{name}.png", 30 + 2 * i) for i, name in enumerate("abc")]
+    data = [{"image": str(file)} for file in files]
+    predict(files, tmp_path / "first")
+    threads, problems = set(), []
+
+    def separate(item):
+        threads.add(threading.current_thread())
+        if item["image"].meta["filename_or_obj"] == str(files[1]):
+            raise RuntimeError("applying transform") from ValueError("no such channel")
+        return dark_is_nucleus(item)
+
+    writer = PredictionWriter(
+        tmp_path / "second", data, outputs=OUTPUTS, postprocessing=separate, failed=lambda *told: problems.append(told)
+    )
+    run(TolerantDataset(data, load), writer, postprocessing=None)
+    assert threading.main_thread() not in threads and len(threads) == 1
+    assert problems == [(str(files[1]), "its nuclei cannot be separated (ValueError: no such channel)")]
+    assert [row["file"] for row in writer.rows] == [str(files[0]), str(files[2])]
+    made = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir() if path.name[0] in "abc"}
+    assert {name[0] for name in made} == {"a", "c"} and len(made) == 2 * len(OUTPUTS)
+    assert made == {name: (tmp_path / "first" / name).read_bytes() for name in made}
 
 
 def test_more_nuclei_than_16_bit_go_to_tiff_and_nothing_stale_stays(tmp_path, caplog):

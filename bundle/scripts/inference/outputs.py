@@ -124,13 +124,19 @@ class TolerantDataset(IterableDataset):
             raise SystemExit(f"{failed} of {self.total} files failed; see {Path(output_dir) / 'errors.csv'}")
 
 
+class _NotSeparatedError(Exception):
+    """Post-processing of one image failed."""
+
+
 class PredictionWriter:
     """
-    MONAI/ignite handler that writes what an evaluator predicts, image by image, beside the network's work on the next.
+    MONAI/ignite handler that separates the nuclei an evaluator predicts and writes them, image by image, beside the
+    network's work on the next.
 
     Reads, from the evaluator's decollated items, ``image`` (3, H, W) RGB in [0, 255] with ``filename_or_obj`` and
-    ``mpp`` in the meta data, ``pred`` (C, H, W) logits with the foreground first, and ``mask`` and ``instances``
-    (1, H, W), and ``spread`` (1, H, W) if there is one. Writes into ``output_dir``, by :func:`output_names`,
+    ``mpp`` in the meta data, and ``pred`` (C, H, W) logits with the foreground first; after ``postprocessing``,
+    ``mask`` and ``instances`` (1, H, W), and ``spread`` (1, H, W) if there is one. Writes into ``output_dir``, by
+    :func:`output_names`,
 
     - ``<name>_mask.png``: 8-bit, 0 and 255;
     - ``<name>_instances.png``: 16-bit ids (or ``.tif``, 32-bit, for an image of more than 65,535 nuclei);
@@ -153,6 +159,7 @@ class PredictionWriter:
         failed: is told ``(file, problem)`` of an image whose results cannot be written, such as
             ``TolerantDataset.add_error``; the others go on.
         arithmetic: in which the network computed, for ``summary.json``.
+        postprocessing: is applied to an item first; None where the evaluator has done it.
 
     Raises:
         DataError: when a prediction would be written over an input file, or over any file that we did not write; when
@@ -170,8 +177,9 @@ class PredictionWriter:
         model: ModelInfo | None = None,
         failed: Callable[[str, str], None] | None = None,
         arithmetic: str | None = None,
+        postprocessing: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
-        self.failed, self.arithmetic = failed, arithmetic
+        self.failed, self.arithmetic, self.postprocessing = failed, arithmetic, postprocessing
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(sorted(unknown))}")
         if label_format not in LABEL_FORMATS:
@@ -215,7 +223,7 @@ class PredictionWriter:
         for item in engine.state.output:
             self._wait(IMAGES_IN_FLIGHT - 1)
             file = str(item["image"].meta["filename_or_obj"])
-            self._writing.append((file, self._thread.submit(self._write_image, item, seconds)))
+            self._writing.append((file, self._thread.submit(self._finish_image, item, seconds)))
 
     def _wait(self, pending: int) -> None:
         """Until at most so many images remain to be written; raises what went wrong with one."""
@@ -228,6 +236,8 @@ class PredictionWriter:
                     self._stop()
                     raise
                 self._fail(file, f"its results cannot be written ({error.strerror})")
+            except _NotSeparatedError as error:
+                self._fail(file, str(error))
             except (UnicodeError, DataError) as error:
                 self._fail(file, f"its results cannot be written ({error})")
             except BaseException:
@@ -241,6 +251,15 @@ class PredictionWriter:
         logger.error("skipped %s: %s", printable(file), problem)
         if self.failed is not None:
             self.failed(file, problem)
+
+    def _finish_image(self, item: dict[str, Any], seconds: float) -> None:
+        start = time.perf_counter()
+        if self.postprocessing is not None:
+            try:
+                item = self.postprocessing(item)
+            except Exception as error:  # whatever is wrong with one image, the others go on
+                raise _NotSeparatedError(f"its nuclei cannot be separated ({_root_problem(error)})") from error
+        self._write_image(item, seconds + time.perf_counter() - start)
 
     def _write_image(self, item: dict[str, Any], seconds: float) -> None:
         image, mask, instances = (np.asarray(item[key].cpu()) for key in ("image", "mask", "instances"))

@@ -16,12 +16,13 @@ class TileInferer(SlidingWindowInferer):
     """
     Tiles that slide over images of any size, without black borders and without work on padding.
 
-    Where an image is smaller than a tile, the tile shrinks to the image's size rounded up to ``size_multiple``. What
-    then is still missing is filled by mirroring the image. The output has exactly the size of the input.
+    There are as few tiles as reach across the image, and they are as small as then suffices, rounded up to
+    ``size_multiple``. Where an image is smaller than that, what is missing is filled by mirroring it. The output has
+    exactly the size of the input.
 
     Args:
-        roi_size: side of the square tile in pixels, a multiple of ``size_multiple``.
-        overlap: share of a tile that neighbours have in common, in [0, 1).
+        roi_size: longest side of a tile in pixels, a multiple of ``size_multiple``.
+        overlap: what neighbours have in common at least, as a share of ``roi_size``, in [0, 1).
         mode: how overlapping tiles are blended, ``gaussian`` or ``constant``.
         size_multiple: the network takes sides that are multiples of this.
         sw_batch_size: tiles per forward pass.
@@ -67,9 +68,12 @@ class TileInferer(SlidingWindowInferer):
         """
         sizes = tuple(inputs.shape[2:])
         tiles = copy.copy(self)  # this object may serve several threads: its own roi_size stays
+        common = round(self.overlap * self.roi_size[0])
         tiles.roi_size = tuple(
-            min(tile, -(-size // self.size_multiple) * self.size_multiple) for tile, size in zip(self.roi_size, sizes)
+            _fitting(size, tile, common, self.size_multiple) for size, tile in zip(sizes, self.roi_size)
         )
+        # half a pixel less: MONAI rounds the step from tile to tile down
+        tiles.overlap = [max(common - 0.5, 0) / tile for tile in tiles.roi_size]
         starts = []
         for dim, (size, tile) in enumerate(zip(sizes, tiles.roi_size), start=2):
             missing = max(tile - size, 0)
@@ -86,3 +90,10 @@ class TileInferer(SlidingWindowInferer):
 
         outputs = SlidingWindowInferer.__call__(tiles, inputs, forward, *args, **kwargs)
         return outputs[:, :, starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]
+
+
+def _fitting(size: int, longest: int, common: int, multiple: int) -> int:
+    """Side of the tiles, as few as possible, that reach across ``size`` pixels with ``common`` ones of neighbours."""
+    count = max(-(-(size - common) // (longest - common)), 1)
+    side = -(-(size + (count - 1) * common) // count)
+    return -(-side // multiple) * multiple
