@@ -3,9 +3,9 @@ How large tiles must be, and how much they must have in common: nuclei and time 
 
     python benchmarks/overlap.py --dataset_dir DATA --domain monuseg [--sides 2000] [--tiles 1024:0.25 1536:0.125]
 
-Images of a part are put side by side to squares of the given sides. Prints, for each tile size and overlap, the pixels that the network
-sees for each of the image, its CPU time against the first one's in the same turn, F1 and AJI of the label map against
-the one of a single window, and Dice and AJI against the labels.
+Images of a part are put side by side to squares of the given sides. Prints, for each tile size and overlap, the pixels
+that the network sees for each of the image, its CPU time against the first one's in the same turn, F1 and AJI of the
+label map against the one of a single window, and Dice and AJI against the labels.
 """
 
 from __future__ import annotations

@@ -51,6 +51,25 @@ def test_any_size_comes_back_as_it_was(size, tile):
     assert network.lowest >= 1, "the network saw a black border"
 
 
+@pytest.mark.parametrize(
+    "size, tile, count",
+    [(160, 96, 2), (128, 128, 1), (129, 96, 2), (224, 128, 2), (225, 128, 3), (260, 128, 3), (1000, 128, 11)],
+)
+def test_tiles_are_as_few_and_then_as_small_as_suffices(size, tile, count):
+    """Sides of at most 128 with 32 in common at least: nothing is looked at more often than that demands."""
+    places = []
+
+    def network(x):
+        places.append((int(x[0, 0, 0, 0]), x.shape[3]))
+        return x[:, :2] * 1
+
+    columns = torch.arange(float(size)).repeat(1, 3, 32, 1)
+    TileInferer(roi_size=128, overlap=0.25, sw_batch_size=1)(columns, network)
+    places.sort()
+    assert {side for _, side in places} == {tile} and len(places) == count
+    assert all(left + tile - right >= 32 for (left, _), (right, _) in zip(places, places[1:]))
+
+
 def test_padding_mirrors_the_image():
     seen = []
     TileInferer(roi_size=64)(picture(30, 32), lambda x: seen.append(x.clone()) or x * 1)
