@@ -198,7 +198,7 @@ _NUCLEI = {
 }
 _AREA = {"min_area": Setting(NotNegative, "smaller nuclei are removed", "pixels")}
 _AREA_UM2 = {"min_area_um2": Setting(NotNegative | None, "smaller nuclei are removed", "um2")}
-_OVERLAP = {"overlap": Setting(ShareBelow1, "share of a tile that the next one sees again")}
+_OVERLAP = {"overlap": Setting(ShareBelow1, "what neighbouring tiles have in common at least, as a share of tile_size")}
 _GIVEN_MPP = {
     "mpp": Setting(Mpp | None, "pixel size, where files do not say it or say it wrong: 20x is 0.5", "um a pixel")
 }
