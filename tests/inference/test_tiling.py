@@ -70,6 +70,13 @@ def test_tiles_are_as_few_and_then_as_small_as_suffices(size, tile, count):
     assert all(left + tile - right >= 32 for (left, _), (right, _) in zip(places, places[1:]))
 
 
+def test_an_image_may_be_smaller_than_what_tiles_have_in_common():
+    network, image = Recorder(), picture(20, 300)
+    output = TileInferer(roi_size=128, overlap=0.5)(image, network)
+    torch.testing.assert_close(output[:, 1], image[:, 0])
+    assert network.sizes == {(32, 128)}
+
+
 def test_padding_mirrors_the_image():
     seen = []
     TileInferer(roi_size=64)(picture(30, 32), lambda x: seen.append(x.clone()) or x * 1)

@@ -73,7 +73,7 @@ class TileInferer(SlidingWindowInferer):
             _fitting(size, tile, common, self.size_multiple) for size, tile in zip(sizes, self.roi_size)
         )
         # half a pixel less: MONAI rounds the step from tile to tile down
-        tiles.overlap = [max(common - 0.5, 0) / tile for tile in tiles.roi_size]
+        tiles.overlap = [max(common - 0.5, 0) / tile if tile < size else 0 for size, tile in zip(sizes, tiles.roi_size)]
         starts = []
         for dim, (size, tile) in enumerate(zip(sizes, tiles.roi_size), start=2):
             missing = max(tile - size, 0)
