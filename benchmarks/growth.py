@@ -107,7 +107,8 @@ def _draw(rows: list[dict[str, str]], path: Path) -> None:
         for kind in ("image", "slide"):
             own = [row for row in rows if row["kind"] == kind]
             axis.plot([float(r["megapixels"]) for r in own], [float(r[name]) for r in own], "o-", label=f"{kind}s")
-        axis.set(xscale="log", xlabel="megapixels", ylabel=label, ylim=(0, None))
+        axis.set(xscale="log", xlabel="megapixels", ylabel=label)
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
         axis.legend()
     figure.savefig(path, dpi=80)
 

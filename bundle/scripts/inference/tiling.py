@@ -68,7 +68,7 @@ class TileInferer(SlidingWindowInferer):
         """
         sizes = tuple(inputs.shape[2:])
         tiles = copy.copy(self)  # this object may serve several threads: its own roi_size stays
-        common = round(self.overlap * self.roi_size[0])
+        common = int(self.overlap * self.roi_size[0])
         tiles.roi_size = tuple(
             _fitting(size, tile, common, self.size_multiple) for size, tile in zip(sizes, self.roi_size)
         )
