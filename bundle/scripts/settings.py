@@ -310,7 +310,6 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "spectral_norm": Setting(Bool, "bound each layer of the discriminator"),
         "style_jitter": Setting(Share, "probability that features get a style of no domain; 0: off"),
         "teacher": Setting(NotNegative, "weight of what a mean teacher tells of unlabelled images; 0: no teacher"),
-        "teacher_confidence": Setting(_number(gt=0.5, lt=1), "probability from which the teacher is believed"),
         "teacher_ramp": Setting(Share, "share of the training after which the teacher's weight is reached"),
         "teacher_decay": Setting(ShareBelow1, "of the averaged weights that are the teacher: .99 is some 100 steps"),
         "decoder_size": Setting(Decoder, "width and levels of the decoder"),

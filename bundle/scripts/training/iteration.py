@@ -51,8 +51,8 @@ class AdversarialIteration:
     Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
     the encoder has been run already, ``features``, a list of (B, H / s_i, W / s_i, C_i). After a step
     ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for :class:`EpochMetrics`
-    domain, dice, segmentation_loss, domain_loss, judged, lambda, teacher_loss, teacher_share (both None where nobody is
-    taught) and, in the first step of an epoch, gradient norms.
+    domain, dice, segmentation_loss, domain_loss, judged, lambda, teacher_loss (None where nobody is taught) and, in the
+    first step of an epoch, gradient norms.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class AdversarialIteration:
         known = torch.ones_like(domain, dtype=torch.bool)
         if self.labelled is not None:
             known = self.labelled.to(device)[domain]
-        teacher_loss, teacher_share = None, None
+        teacher_loss = None
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         with torch.autocast(device.type, enabled=engine.amp, **engine.amp_kwargs):
             logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1], features)
             losses = engine.loss_function(logits, target)
             if self.teacher is not None:
-                teacher_loss, teacher_share = self._taught(engine, image, features, logits, ~known)
+                teacher_loss = self._taught(image, features, logits, ~known)
         weights = torch.where(domain == 0, 1.0, self.auxiliary_weight) * known
         # of means over the batch of all processes, each process computes the part of its own samples
         segmentation_loss = (losses * weights).sum() / idist.all_reduce(weights.sum()).clamp(min=1e-6)
@@ -154,26 +154,19 @@ class AdversarialIteration:
             "judged": judged,
             "lambda": strength,
             "teacher_loss": None if teacher_loss is None else idist.all_reduce(teacher_loss.detach().clone()),
-            "teacher_share": teacher_share,
             "gradients": gradients,
         }
 
     def _taught(
-        self,
-        engine: SupervisedTrainer,
-        image: torch.Tensor,
-        features: Sequence[torch.Tensor],
-        logits: torch.Tensor,
-        unknown: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, float | None]:
-        """The mean loss of unlabelled samples (this process' part), and the share of their pixels that are taught."""
+        self, image: torch.Tensor, features: Sequence[torch.Tensor], logits: torch.Tensor, unknown: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The mean loss of unlabelled samples (this process' part)."""
         number = idist.all_reduce(unknown.sum())
         if not number:
-            return None, None
+            return None
         if not unknown.any():  # the other processes have some
-            return logits.sum() * 0, None
-        *taught, share = self.teacher(image[unknown], [feature[unknown] for feature in features], logits[unknown])
-        return engine.loss_function(*taught).sum() / number, share
+            return logits.sum() * 0
+        return self.teacher(image[unknown], [feature[unknown] for feature in features], logits[unknown]).sum() / number
 
 
 def _hard_dice(logits: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:

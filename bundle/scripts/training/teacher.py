@@ -5,28 +5,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from scripts.errors import DataError
 from scripts.training.averaged_weights import AveragedWeights
 from torch import nn
 
-__all__ = ["MeanTeacher", "confident_part", "teacher_ramp"]
-
-OUT = -1e4  # a logit that is 0 as a probability, and passes no gradient
+__all__ = ["MeanTeacher", "consistency", "teacher_ramp"]
 
 
 class MeanTeacher:
     """
     Teaches unlabelled samples what the average of the weights of past steps sees in them.
 
-    The teacher sees a sample as it is, the network in the style that ``StyleJitter`` gave it; what it learns are the
-    pixels of which the teacher is sure. A mean teacher (Tarvainen & Valpola, arXiv:1703.01780) with FixMatch's
-    threshold and views (Sohn et al., arXiv:2001.07685).
+    The teacher sees a sample as it is, the network in the style that ``StyleJitter`` gave it (a mean teacher, Tarvainen
+    & Valpola, arXiv:1703.01780).
 
     Args:
         network: the segmentation network that is trained.
         labelled: of each domain, whether it has labels.
         weight: of the loss of unlabelled samples, at the end of its ramp.
-        confidence: probability, of nucleus or of background, from which the teacher is sure.
         ramp: share of the training after which the weight is reached.
         decay: see :class:`AveragedWeights`.
 
@@ -35,20 +32,12 @@ class MeanTeacher:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        labelled: Sequence[bool],
-        weight: float,
-        confidence: float = 0.9,
-        ramp: float = 0.25,
-        decay: float = 0.99,
+        self, network: nn.Module, labelled: Sequence[bool], weight: float, ramp: float = 0.25, decay: float = 0.99
     ) -> None:
         if all(labelled):
             hint = "Name some with --unlabelled, or leave teacher at 0."
             raise DataError("teacher", f"it is {weight:g}, but every domain that is trained on has labels", hint)
-        if not 0.5 < confidence < 1:
-            raise ValueError(f"teacher_confidence must be above .5 and below 1, got {confidence}")
-        self.weight, self.confidence, self.ramp = weight, confidence, ramp
+        self.weight, self.ramp = weight, ramp
         self.averaged = AveragedWeights(network, decay)
 
     def begin(self, image: torch.Tensor, features: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
@@ -56,9 +45,7 @@ class MeanTeacher:
         self.averaged.update()
         return self.averaged.average.image_encoder.begin(image) if features is None else list(features)
 
-    def __call__(
-        self, image: torch.Tensor, features: Sequence[torch.Tensor], logits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def __call__(self, image: torch.Tensor, features: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
         """
         Args:
             image: (U, 3, H, W) unlabelled images as they are.
@@ -66,14 +53,13 @@ class MeanTeacher:
             logits: (U, C, H, W), what the network makes of them.
 
         Returns:
-            the logits, and what they should be in [0, 1], both (U, C, H, W), see :func:`confident_part`; and the share
-            of pixels of which the teacher is sure.
+            (U,) losses, see :func:`consistency`.
         """
         teacher = self.averaged.average
         with torch.no_grad():
             seen = teacher.image_encoder.finish([feature.to(image.dtype) for feature in features])
             told = teacher.decoder([feature.to(image.dtype) for feature in seen], image)[0].float().sigmoid()
-        return confident_part(logits, told, self.confidence)
+        return consistency(logits, told)
 
     def strength(self, progress: float) -> float:
         """Weight of the loss at ``progress`` in [0, 1]."""
@@ -86,37 +72,27 @@ class MeanTeacher:
         self.averaged.load_state_dict(state)
 
 
-def confident_part(
-    logits: torch.Tensor, told: torch.Tensor, confidence: float
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+def consistency(logits: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
     """
-    Logits and targets that agree, without a gradient, wherever the teacher is not sure of the foreground.
+    Cross-entropy of what the network says against what the teacher does, of all pixels, however sure it is.
 
-    Of what it takes for nuclei and of what it takes for background the same share is believed, the surest of each: as
-    large as fits ``confidence`` in both. With the threshold alone background, of which a network is sure sooner, was
-    believed more often, each time the network saw more of it, and nuclei went missing. Where it finds but one of the
-    two, nothing is believed. After class-balanced self-training (Zou et al., arXiv:1810.07911).
+    Nothing is rounded and no pixel is left out: it is least where both agree, so neither nuclei nor background grow by
+    being taught. With only sure pixels one of the two did (``docs/experiments.md``). What separates nuclei counts as
+    much as the teacher sees a nucleus there.
 
     Args:
-        logits: (U, C, H, W) of the network.
-        told: (U, C, H, W) probabilities of the teacher; the first is the foreground's.
-        confidence: that it must have for nucleus or for background.
+        logits: (U, C, H, W) of the network, foreground first.
+        told: (U, C, H, W) probabilities of the teacher.
 
     Returns:
-        logits; targets, the foreground's 0 or 1, the others as the teacher gives them; and the share of sure pixels.
-        Elsewhere both say 0, so the mean over all pixels of a loss falls with that share, as in FixMatch.
+        (U,) losses.
     """
-    foreground = told[:, :1]
-    nucleus = foreground > 0.5
-    certainty = torch.maximum(foreground, 1 - foreground)
-    kinds = [kind for kind in (nucleus, ~nucleus) if kind.any()]
-    share = min((certainty[kind] >= confidence).double().mean() for kind in kinds) if len(kinds) == 2 else 0
-    sure = torch.zeros_like(nucleus)
-    if share > 0:
-        for kind in kinds:
-            sure |= kind & (certainty >= certainty[kind].double().quantile(1 - share).to(certainty.dtype))
-    target = torch.cat([nucleus.to(told.dtype), told[:, 1:]], dim=1)
-    return logits.float().masked_fill(~sure, OUT), target * sure, sure.float().mean().item()
+    costs = F.binary_cross_entropy_with_logits(logits.float(), told, reduction="none")
+    loss = costs[:, 0].mean(dim=(1, 2))
+    if logits.shape[1] == 1:
+        return loss
+    nuclei = told[:, 0]
+    return loss + (nuclei * costs[:, 1:].mean(dim=1)).sum(dim=(1, 2)) / nuclei.sum(dim=(1, 2)).clamp(min=1)
 
 
 def teacher_ramp(progress: float, length: float) -> float:
