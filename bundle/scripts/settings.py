@@ -343,6 +343,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "num_workers": Setting(CountOrNone, "processes that load data; 0: this one", free=True),
         **_TRACKING,
         **_RUN_ID,
+        "system_metrics": Setting(
+            NotNegative,
+            "between two looks at processors, memory, disk and network for MLflow; 0: none",
+            "seconds",
+            free=True,
+        ),
         "log_model": Setting(Bool, "keep the model in MLflow too, to be loaded and served from there", free=True),
         "register_model": Setting(Name | None, "MLflow's registered model of which it becomes a version", free=True),
         **_SEED,

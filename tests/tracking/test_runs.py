@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import sqlite3
+import threading
+import time
 
 import mlflow
 import pytest
@@ -14,6 +16,7 @@ from mlflow_servers import Line
 from scripts.errors import DataError, root_cause
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import PlannedRun
+from scripts.tracking import runs
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 from scripts.tracking.store import open_experiment, open_store
@@ -311,3 +314,31 @@ def test_a_run_begun_before_metrics_had_groups_has_all_its_epochs_in_them_when_i
     engine.run([0], max_epochs=2)
     client, run = _only_run(uri, "e")
     assert run.info.run_id == run_id and _steps(client, run, "train/loss") == {1: 0.9, 2: 0.5}
+
+
+def test_what_the_machine_did_is_filed_with_the_run_on_request(tmp_path):
+    uri = _local(tmp_path)
+    _track(uri, tmp_path, epochs=1)
+    client, run = _only_run(uri, "e")
+    assert not [name for name in run.data.metrics if name.startswith("system/")]
+    client.delete_run(run.info.run_id)
+
+    def until_looked_at(engine):
+        for _ in range(600):
+            _, now = _only_run(uri, "e")
+            if "system/cpu_utilization_percentage" in now.data.metrics:
+                return
+            time.sleep(0.1)
+
+    _track(uri, tmp_path, epochs=1, before=until_looked_at, system_metrics=0.2)
+    client, run = _only_run(uri, "e")
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
+    assert run.info.status == "FINISHED" and run.data.metrics["score"] == 0.1
+    assert not [thread for thread in threading.enumerate() if "SystemMetrics" in thread.name]
+
+
+def test_looking_at_the_machine_needs_psutil(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="system_metrics: it needs the package psutil. pip install psutil"):
+        _track(_local(tmp_path), tmp_path, system_metrics=10)
+    _track(_local(tmp_path), tmp_path)

@@ -4,8 +4,9 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 from mlflow import MlflowClient
@@ -13,11 +14,15 @@ from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, Run, Ru
 from mlflow.exceptions import MlflowException
 from monai.utils import flatten_dict
 from scripts.ending import when_interrupted
+from scripts.errors import DataError
 from scripts.files import read_json, write_json
 from scripts.tracking.logged_model import LoggedModel
 from scripts.tracking.metric_names import grouped_name
 from scripts.tracking.store import absolute_uri, how_to_look, is_server, open_experiment, open_store, reason, stand_in
 from scripts.training.history import read_history
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 __all__ = ["TrackedRun"]
 
@@ -50,9 +55,11 @@ class TrackedRun:
             lacks of the epochs before.
         run_file: remembers in which run the files beside it are recorded.
         resume: go on in the run of ``run_file`` if its parameters are the same; else a new run takes its place.
+        system_metrics: seconds between two looks at the machine's processors, memory, disk and network, which become
+            metrics ``system/...``; 0 does not look.
 
     Raises:
-        DataError: at the start, when a local store cannot be opened.
+        DataError: at the start, when a local store cannot be opened; at once, when ``system_metrics`` needs psutil.
     """
 
     def __init__(
@@ -71,7 +78,12 @@ class TrackedRun:
         history: str | os.PathLike | None = None,
         run_file: str | os.PathLike | None = None,
         resume: bool = False,
+        system_metrics: float = 0,
     ) -> None:
+        if system_metrics and find_spec("psutil") is None:
+            raise DataError("system_metrics", "it needs the package psutil", "pip install psutil, or set it to 0")
+        self.system_metrics = system_metrics
+        self._monitor: SystemMetricsMonitor | None = None
         self.uri, self.local_uri = absolute_uri(tracking_uri), local_uri
         self.experiment_name, self.run_name, self.run_id = experiment_name, run_name, run_id
         self.params, self.tags = {key: str(value) for key, value in params.items()}, dict(tags or {})
@@ -100,6 +112,14 @@ class TrackedRun:
         self._file()
         self._begun = True
         when_interrupted(self._interrupted)
+        if self.system_metrics and not self._given_up:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            seconds = {"sampling_interval": self.system_metrics, "samples_before_logging": 1}
+            self._monitor = SystemMetricsMonitor(
+                self._run, **seconds, resume_logging=self.resume, tracking_uri=self.uri
+            )
+            self._monitor.start()
 
     def _epoch_completed(self, engine: Engine) -> None:
         self._epochs[engine.state.epoch] = _grouped(engine.state.metrics)
@@ -125,6 +145,9 @@ class TrackedRun:
 
     def _file(self, status: str | None = None) -> None:
         """Bring the store up to date, and with a status end the run; a store that cannot be reached is left."""
+        if status is not None and self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
         if self._given_up:
             return
         try:
