@@ -14,13 +14,17 @@ LOSSES = torch.tensor([1.0, 2.0, 4.0, 8.0])
 DOMAINS = torch.tensor([0, 1, 2, 0])
 
 
+def _cgrl(*coefficients: float) -> SimpleNamespace:
+    return SimpleNamespace(strength=None, coefficients=torch.tensor(coefficients or (0.0, 1.0, 1.0)))
+
+
 class OneWeight(torch.nn.Module):
     """Its one weight scales the losses; the domain loss, with an adversary, is half of it."""
 
     def __init__(self, adversary: bool) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
-        self.adversary = SimpleNamespace(cgrl=SimpleNamespace(strength=None)) if adversary else None
+        self.adversary = SimpleNamespace(cgrl=_cgrl()) if adversary else None
 
     def forward(self, image, domain, mask, features):
         assert mask.shape == (4, 1, 4, 4), "the foreground alone"
@@ -98,6 +102,19 @@ def test_the_ramp_goes_from_nothing_in_the_first_step_to_all_in_the_last():
     assert network.adversary.cgrl.strength == output["lambda"] == strengths[6]
 
 
+def test_what_is_told_of_lambda_is_what_is_reversed():
+    class Joint(OneWeight):
+        def __init__(self, adversary: bool) -> None:
+            super().__init__(adversary)
+            self.adversary.cgrl = _cgrl(0.0, 0.0, 0.0)
+
+    assert (
+        step(AdversarialIteration(), True, 7, make=Joint)[0]["lambda"]
+        == 0
+        < step(AdversarialIteration(), True, 7)[0]["lambda"]
+    )
+
+
 def test_the_domain_loss_is_added_once():
     assert step(AdversarialIteration())[0]["lambda"] == 0, "without an adversary nothing is reversed"
     output, _ = step(AdversarialIteration(), True)
@@ -116,7 +133,7 @@ def test_a_discriminator_does_not_shorten_the_steps_of_the_network():
         def __init__(self, adversary: bool) -> None:
             super().__init__(adversary=False)
             self.adversary = torch.nn.Linear(1, 1, bias=False)
-            self.adversary.cgrl = SimpleNamespace(strength=None)
+            self.adversary.cgrl = _cgrl()
 
         def forward(self, *arguments):
             logits, aligned, *_ = super().forward(*arguments)

@@ -94,7 +94,9 @@ class AdversarialIteration:
             if not self._tested:
                 gradient_self_test(model, image, domain, target[:, :1], features)
                 self._tested = True
-            strength = model.adversary.cgrl.strength = adversarial_ramp(progress, self.lambda_max, self.lambda_warmup)
+            cgrl = model.adversary.cgrl
+            cgrl.strength = adversarial_ramp(progress, self.lambda_max, self.lambda_warmup)
+            strength = cgrl.strength * cgrl.coefficients.abs().max().item()  # 0 in mode "joint", which reverses nothing
 
         known = torch.ones_like(domain, dtype=torch.bool)
         if self.labelled is not None:
