@@ -107,6 +107,9 @@ def test_a_label_map_may_be_a_store_which_is_replaced_whole(tmp_path):
     (store / "note.txt").write_text("precious")
     with pytest.raises(DataError, match="note.txt: it was not written by this bundle and would be removed"):
         predict([file], tmp_path / "out", outputs=["instances"], label_format="ome.zarr")
+    with pytest.raises(DataError, match="note.txt: it was not written by this bundle and would be removed"):
+        predict([file], tmp_path / "out", outputs=["instances"])
+    assert not (tmp_path / "out" / "a_instances.png").exists(), "nothing was begun"
     (store / "note.txt").unlink()
     predict([file], tmp_path / "out", outputs=["instances"])
     assert not store.exists() and (tmp_path / "out" / "a_instances.png").exists()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scripts.errors import DataError
 from scripts.slides.ownership import REACH, Ownership
 from scripts.slides.tiles import Tile, make_tiles
 
@@ -35,6 +36,17 @@ def given_out(tiles: list[Tile], seen: dict[tuple[int, int], list[tuple[float, .
         if chosen:
             out[tile.row, tile.column] = [place for place, one in zip(places, nuclei) if one in chosen]
     return out
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (30, 20), (20, 3 * MARGIN)])
+def test_a_region_smaller_than_the_margin_has_a_tile(sides):
+    tiles = make_tiles((7, 9, 7 + sides[0], 9 + sides[1]), STEP + 2 * MARGIN, MARGIN, 32)
+    assert {(tile.core[2] - tile.core[0], tile.core[3] - tile.core[1]) for tile in tiles} == {sides}
+
+
+def test_margins_that_leave_no_core_are_refused():
+    with pytest.raises(DataError, match="margin_um: 64 pixels on either side leave too little of a tile of 160"):
+        make_tiles((0, 0, 40, 400), 160, 64, 32)
 
 
 def test_a_nucleus_belongs_to_the_tile_whose_core_has_its_centre(tiles):

@@ -10,6 +10,7 @@ import tifffile
 from dicom_slides import save_dicom
 from scripts.data.readers import read_image
 from scripts.errors import DataError
+from scripts.owned import OwnFiles
 from scripts.slides.listing import list_slides, name_folders
 from scripts.slides.reading import open_slide
 from scripts.slides.tiles import TissueMap
@@ -148,6 +149,15 @@ def test_lists_and_folders_of_slides(tmp_path):
     (tmp_path / "link").symlink_to(elsewhere)
     (elsewhere / "loop").symlink_to(tmp_path)
     assert list_slides(tmp_path) == [str(tmp_path / "a.tif"), str(tmp_path / "link" / "b.tif")]
+
+
+def test_label_maps_in_sub_folders_of_results_are_no_slides(tmp_path):
+    (tmp_path / "results" / "patient").mkdir(parents=True)
+    (tmp_path / "a.tif").touch()
+    OwnFiles(tmp_path / "results").path("patient/b_instances.ome.tif").touch()
+    assert list_slides(tmp_path) == [str(tmp_path / "a.tif")]
+    with pytest.raises(DataError, match="no slide found"):
+        list_slides(tmp_path / "results" / "patient")
 
 
 @pytest.mark.parametrize("glass", [(245, 244, 246), (243, 236, 214), (226, 230, 246), (250, 250, 250)])

@@ -198,7 +198,9 @@ class PredictionWriter:
                 hint = "Choose another output_dir."
                 raise DataError(self.output_dir / file, "is an input file and would be written over", hint)
         self.files = OwnFiles(self.output_dir, self._earlier())
-        self.files.check([*targets, *SUMMARIES])
+        stores = [f"{name}_instances.ome.zarr" for name in self.names.values() if "instances" in self.outputs]
+        stores = [name for name in stores if (self.output_dir / name).is_dir() and name in self.files]
+        self.files.check([*targets, *SUMMARIES, *stores])  # an earlier store goes, whatever format comes now
         self.rows: list[dict[str, Any]] = []
         self._started = 0.0
         self._writing: deque[tuple[str, Future]] = deque()

@@ -55,8 +55,8 @@ def _is_slide(file: Path) -> bool:
 
 
 def _is_result(file: Path) -> bool:
-    """Whether this bundle wrote it: a label map is a file of the same kind as a slide."""
-    return file.name in OwnFiles(file.parent)
+    """Whether this bundle wrote it: a label map is a file of the same kind as a slide. The list may lie further up."""
+    return any(file.relative_to(folder).as_posix() in OwnFiles(folder) for folder in file.parents)
 
 
 def _one_of_each_series(files: Sequence[Path]) -> list[Path]:

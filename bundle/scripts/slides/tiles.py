@@ -57,10 +57,10 @@ def make_tiles(region: tuple[float, float, float, float], side: int, margin: int
     """
     left, top = (math.floor(value) for value in region[:2])
     right, bottom = (math.ceil(value) for value in region[2:])
-    needed = max(right - left, bottom - top) + 2 * margin
-    side = min(side, -(-needed // multiple) * multiple)
+    longest = max(right - left, bottom - top)
+    side = min(side, -(-(longest + 2 * margin) // multiple) * multiple)
     step = side - 2 * margin
-    if step < margin:
+    if step < min(margin, longest):  # one tile may be as small as its region
         raise DataError(
             "margin_um", f"{margin} pixels on either side leave too little of a tile of {side}", "Raise tile_size"
         )
