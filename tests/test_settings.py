@@ -203,3 +203,11 @@ def test_a_verb_ends_before_it_writes_anything(tmp_path, verb, config, arguments
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("Error: ") and told in last
     assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
+
+
+def test_what_has_no_discriminator_is_not_normalised():
+    values = {"spectral_norm": True, "alignment_loss": "mmd", "mode": "ama"}
+    with pytest.raises(DataError, match="^spectral_norm: alignment_loss mmd has no discriminator"):
+        judge("train", values)
+    judge("train", {**values, "mode": "single"})
+    judge("train", {**values, "alignment_loss": "adversary"})

@@ -156,6 +156,12 @@ def _batch_holds_both(values: Mapping[str, Any]) -> None:
         raise DataError("primary_share", what, "Change it or batch_size, or train with --mode single")
 
 
+def _norm_has_discriminator(values: Mapping[str, Any]) -> None:
+    found = _plain(values, "spectral_norm", "alignment_loss", "mode")
+    if found and found[0] is True and found[1] != "adversary" and found[2] != "single":
+        raise DataError("spectral_norm", f"alignment_loss {found[1]} has no discriminator", "Drop one of the two")
+
+
 def _shares_leave_training(values: Mapping[str, Any]) -> None:
     shares = _plain(values, "validation_share", "testing_share")
     if shares and sum(shares) >= 1:
@@ -175,7 +181,7 @@ def _variants_are_there(values: Mapping[str, Any]) -> None:
 
 
 _RELATIONS: dict[str, tuple[Callable[[Mapping[str, Any]], None], ...]] = {
-    "train": (_windows_hold_crops, _report_windows_fit, _batch_holds_both),
+    "train": (_windows_hold_crops, _report_windows_fit, _batch_holds_both, _norm_has_discriminator),
     "prepare": (_shares_leave_training,),
     "experiment": (_variants_are_there,),
 }

@@ -66,6 +66,7 @@ def test_spectral_norm_goes_on_as_if_a_run_had_not_stopped(open_training, tmp_pa
 
 def test_the_frozen_encoder_is_not_aligned(open_training, tmp_path):
     with pytest.raises(Exception) as error:  # noqa: B017 which class MONAI wraps it in does not matter
-        open_training(tmp_path, **SHORT, aligned_at="encoder", cache="off").run()
+        open_training(tmp_path, **SHORT, aligned_at="encoder", cache_dir=str(tmp_path / "features")).run()
     assert isinstance(root_cause(error.value), DataError)
     assert str(root_cause(error.value)).startswith("aligned_at: nothing in the frozen encoder can be moved")
+    assert not (tmp_path / "features").exists(), "told before images are encoded"

@@ -163,8 +163,9 @@ def test_a_run_with_a_teacher_goes_on_as_if_it_had_not_stopped(open_training, da
 
 def test_a_teacher_with_nobody_to_teach_is_refused(open_training, tmp_path):
     with pytest.raises(Exception) as error:  # noqa: B017 which class MONAI wraps it in does not matter
-        open_training(tmp_path, teacher=1.0, max_epochs=1, cache="off").run()
+        open_training(tmp_path, teacher=1.0, max_epochs=1, cache_dir=str(tmp_path / "features")).run()
     assert str(root_cause(error.value)).startswith("teacher: it is 1, but every domain that is trained on has labels")
+    assert not (tmp_path / "features").exists(), "told before images are encoded"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ __all__ = [
     "AdversarialModel",
     "DomainAdversary",
     "DomainDiscriminator",
+    "check_aligned_at",
     "domain_coefficients",
     "encoder_level",
     "reverse_gradient",
@@ -251,9 +252,7 @@ class AdversarialModel(nn.Module):
         super().__init__()
         self.level = None
         if aligned_at == "encoder":
-            if network.image_encoder.adapters == "none":
-                hint = "Train with --adapters late, early or all, or align at the decoder."
-                raise DataError("aligned_at", "nothing in the frozen encoder can be moved", hint)
+            check_aligned_at(aligned_at, network.image_encoder.adapters)
             self.level = encoder_level(network.image_encoder, aligned_stride)
         self.predicted_regions = predicted_regions
         self.network = network
@@ -293,3 +292,10 @@ class AdversarialModel(nn.Module):
             foreground = (logits[:, :1].detach() > 0).to(foreground.dtype)
         loss, judged = self.adversary(aligned, domain, foreground)
         return logits, aligned, loss, judged
+
+
+def check_aligned_at(aligned_at: str, adapters: str) -> None:
+    """Before any image is encoded: DataError where the encoder is to be aligned and has no adapters."""
+    if aligned_at == "encoder" and adapters == "none":
+        hint = "Train with --adapters late, early or all, or align at the decoder."
+        raise DataError("aligned_at", "nothing in the frozen encoder can be moved", hint)

@@ -10,7 +10,7 @@ from scripts.errors import DataError
 from scripts.training.averaged_weights import AveragedWeights
 from torch import nn
 
-__all__ = ["MeanTeacher", "consistency", "teacher_ramp"]
+__all__ = ["MeanTeacher", "check_taught", "consistency", "teacher_ramp"]
 
 
 class MeanTeacher:
@@ -34,9 +34,7 @@ class MeanTeacher:
     def __init__(
         self, network: nn.Module, labelled: Sequence[bool], weight: float, ramp: float = 0.25, decay: float = 0.99
     ) -> None:
-        if all(labelled):
-            hint = "Name some with --unlabelled, or leave teacher at 0."
-            raise DataError("teacher", f"it is {weight:g}, but every domain that is trained on has labels", hint)
+        check_taught(weight, labelled)
         self.weight, self.ramp = weight, ramp
         self.averaged = AveragedWeights(network, decay)
 
@@ -98,3 +96,10 @@ def consistency(logits: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
 def teacher_ramp(progress: float, length: float) -> float:
     """``exp(-5 (1 - t)^2)``, t from 0 to 1 within ``length`` of the training (Laine & Aila, arXiv:1610.02242)."""
     return math.exp(-5.0 * (1.0 - min(1.0, progress / max(length, 1e-6))) ** 2)
+
+
+def check_taught(weight: float, labelled: Sequence[bool]) -> None:
+    """Before any image is encoded: DataError where a teacher is asked for and every domain has labels."""
+    if weight and all(labelled):
+        hint = "Name some with --unlabelled, or leave teacher at 0."
+        raise DataError("teacher", f"it is {weight:g}, but every domain that is trained on has labels", hint)
