@@ -14,6 +14,7 @@ from scripts.data.ome_zarr import open_ome_zarr
 from scripts.data.readers import LoadNucleid, read_image, read_label
 from scripts.errors import DataError
 from scripts.files import walk_files
+from scripts.slides.result_folder import check_folders
 from zarrs import RED_GREEN_BLUE, edit_ngff, save_zarr
 
 
@@ -149,3 +150,15 @@ def test_without_zarr_the_sentence_says_what_to_install(bundle_root, tmp_path):
     )
     assert "a.zarr: OME-Zarr needs zarr, which is not installed" in done.stderr
     assert "pip install 'zarr>=3.1'" in done.stderr
+
+
+def test_results_do_not_go_into_a_store(tmp_path):
+    store = tmp_path / "a.zarr"
+    store.mkdir()
+    for root, output in ((store, store), (store, store / "out"), (tmp_path, store), (tmp_path, store / "out")):
+        with pytest.raises(DataError, match="a.zarr: results would lie in an image"):
+            list_images(root, exclude=output)
+    assert list_images(tmp_path, exclude=tmp_path / "out")
+    with pytest.raises(DataError, match="this is where the data of .*a.zarr lie"):
+        check_folders([(str(store), store / "a")], store)
+    check_folders([(str(store), tmp_path / "a")], tmp_path)

@@ -33,11 +33,14 @@ def list_images(
     if mpp is not None and not PLAUSIBLE_MPP[0] <= (number(mpp) or 0) <= PLAUSIBLE_MPP[1]:
         hint = f"Give from {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]}, or leave it out where it is unknown, or estimate"
         raise DataError("mpp", f"{mpp} is no number of micrometres per pixel of tissue", hint)
+    excluded = None if exclude is None else Path(exclude).resolve()
+    for folder in (excluded, *excluded.parents) if excluded is not None else ():
+        if is_store(folder) and (folder == root.resolve() or root.resolve() in folder.parents):
+            raise DataError(folder, "results would lie in an image", "Choose another output_dir")
     if root.is_file() or is_store(root):
         return [{"image": str(root), "mpp": math.nan if mpp is None else float(mpp)}]
     if not root.is_dir():
         raise DataError(root, "there is no such file or folder", "Set dataset_dir to a folder of images")
-    excluded = None if exclude is None else Path(exclude).resolve()
     if excluded == root.resolve():
         raise DataError(root, "results would lie among the images", "Choose another output_dir; it may be in there")
     if excluded is not None and not excluded.is_relative_to(root.resolve()):

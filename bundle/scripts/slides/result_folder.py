@@ -121,9 +121,10 @@ def check_folders(slides: Iterable[tuple[str, Path]], output_dir: str | os.PathL
     """
     output_dir = Path(output_dir)
     for slide, folder in slides:
-        data = Path(slide).with_suffix("").resolve()  # of MIRAX: a.mrxs has its pixels in a/
+        data = Path(slide).resolve() if is_store(slide) else Path(slide).with_suffix("").resolve()
         target = folder.resolve()
-        if Path(slide).suffix.lower() == ".mrxs" and (target == data or data in target.parents):
+        in_folder = is_store(slide) or Path(slide).suffix.lower() == ".mrxs"  # a.mrxs has its pixels in a/
+        if in_folder and (target == data or data in target.parents):
             raise DataError(folder, f"this is where the data of {slide} lie", ANOTHER)
         for parent in folder.parents[: len(folder.relative_to(output_dir).parts)]:
             if _is_result(parent):
