@@ -211,3 +211,11 @@ def test_what_has_no_discriminator_is_not_normalised():
         judge("train", values)
     judge("train", {**values, "mode": "single"})
     judge("train", {**values, "alignment_loss": "adversary"})
+
+
+def test_notebooks_are_told_too_what_took_the_place_of_a_setting():
+    from scripts.inference.in_memory import Segmenter
+
+    config = BUNDLE / "configs" / "inference.json"
+    with pytest.raises(DataError, match="^flips: there is no such setting any more. --views 2 or 4"):
+        Segmenter(config, BUNDLE, {"flips": 2})

@@ -21,7 +21,7 @@ from scripts.judging import is_programmed, judge, nearest
 from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.measures import describe_nuclei
 from scripts.nuclei.metrics import known_mpp
-from scripts.settings import SETTINGS
+from scripts.settings import GONE, SETTINGS
 from scripts.setup_run import check_device
 
 __all__ = ["Nuclei", "Segmenter"]
@@ -72,6 +72,8 @@ class Segmenter:
             if key in _OF_FILES:
                 hint = "Give mpp to segment(); files are written by the command"
                 raise DataError(key, "it says nothing of a model", hint)
+            if key in GONE:
+                raise DataError(key, "there is no such setting any more", GONE[key])
             if key not in SETTINGS["inference"]:
                 hint = nearest(key, SETTINGS["inference"])
                 raise DataError(key, f"there is no such setting{hint}", "See inference.json")
