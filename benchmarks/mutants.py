@@ -202,7 +202,8 @@ FOUND = {
     ),
     "a journal's files are not cut": ("slides/journal.py", "    file.truncate(length)\n", ""),
     "a copy instead of a rename": (
-        "files.py", "os.replace(partial, path)", "__import__(\"shutil\").copy(partial, path)",
+        "files.py", "        os.replace(partial, path)\n    finally:\n        partial.unlink",
+        "        shutil.copy(partial, path)\n    finally:\n        partial.unlink",
     ),
     "nuclei of whoever sees them first": (
         "slides/ownership.py", "if not (tile.owns(x, y) or self._should_be_earlier(tile, x, y)):", "if False:",

@@ -112,7 +112,8 @@ def test_a_package_left_out_is_imported_when_an_image_or_a_format_needs_it(tile,
     done = _run(*arguments, "--tile_size", "256", "--label_format", "nii.gz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "tile_instances.nii.gz").is_file()
-    assert done.stdout.splitlines()[-1] == "itk nibabel torch"
+    # where xarray is installed itk brings it along, and that pandas
+    assert set(done.stdout.splitlines()[-1].split()) - {"pandas"} == {"itk", "nibabel", "torch"}
 
 
 def test_a_config_of_the_users_own_finds_all_that_is_installed(tile, model, tmp_path):

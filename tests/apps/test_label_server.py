@@ -307,7 +307,9 @@ def test_our_app_offers_the_most_uncertain_tile_and_learns_from_images_and_xml(o
         upload(own, image)
     sample = requests.post(f"{own.url}/activelearning/uncertain", json={}).json()
     scores = {i: o["image"]["info"].get("disagreement") for i, o in datastore(own)["objects"].items() if i != "slide"}
-    assert scores[sample["id"]] == sample["weight"] == max(scores.values()) and len(scores) == 3
+    assert scores[sample["id"]] == sample["weight"] == max(scores.values()) and {
+        image.stem for image, _ in pairs[:3]
+    } <= set(scores)
     upload(own, *pairs[0])
     xml = requests.post(f"{own.url}/infer/wsi/ama_sam?output=asap&image={pairs[1][0].stem}", json=QUPATH)
     assert put(own, "label", pairs[1][0].stem, xml.content, "label.xml").status_code == 200

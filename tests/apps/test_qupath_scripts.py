@@ -25,7 +25,8 @@ GROOVY = shutil.which("groovy")
 BOX = 300, 200, 700, 500
 pytestmark = pytest.mark.slow
 needs_server = pytest.mark.skipif(missing_package() is not None, reason=f"{missing_package()} is not installed")
-needs_groovy = pytest.mark.skipif(GROOVY is None, reason="groovy is not installed")
+RUNS = GROOVY is not None and subprocess.run([GROOVY, "--version"], capture_output=True).returncode == 0
+needs_groovy = pytest.mark.skipif(not RUNS, reason="groovy is not installed, or does not run")
 
 
 @pytest.fixture(scope="module")
