@@ -54,7 +54,7 @@ def main() -> None:
 
 def _in_process(step: str, output: str, folder: str, args: argparse.Namespace) -> dict:
     command = [sys.executable, __file__, "--step", step, output, "--folder", folder, "--nuclei", str(args.nuclei)]
-    done = subprocess.run([*command, "--seed", str(args.seed)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--seed", str(args.seed)], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -131,7 +131,7 @@ def _write(nuclei: list, output: str, folder: Path, count: int, seed: int) -> fl
         seconds += time.perf_counter() - start
     start = time.perf_counter()
     journal.finish(files.tails)
-    files.finish(folder, 0.25, count)
+    files.finish(folder, (SLIDE, SLIDE), 0.25, count)
     return seconds + time.perf_counter() - start
 
 
