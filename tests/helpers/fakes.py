@@ -7,6 +7,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
@@ -241,3 +242,14 @@ class FakeVerb(BundleVerb):
         if self.fates is not None:
             write_json(folder / "fates.json", {settings["primary"]: self.fates(settings)})
             client.log_artifact(run_id, str(folder / "fates.json"))
+
+
+def interrupt(workflow, event) -> None:
+    """Run a training that Ctrl-C ends at an event of Ignite's."""
+
+    def stop(engine):
+        raise KeyboardInterrupt
+
+    workflow.parser.get_parsed_content("train::trainer").add_event_handler(event, stop)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run()

@@ -10,7 +10,7 @@ import time
 
 import mlflow
 import pytest
-from fakes import FakeVerb, domains_named, open_verb, place_store, tiny_model
+from fakes import FakeVerb, domains_named, interrupt, open_verb, place_store, tiny_model
 from ignite.engine import Engine, Events
 from mlflow_servers import Line
 from scripts.errors import DataError, root_cause
@@ -135,12 +135,7 @@ def test_a_resumed_run_has_all_its_epochs_on_the_server_that_is_back(open_traini
     line.cut()
     workflow = open_training(tmp_path, **options)
 
-    def kill(engine):
-        raise KeyboardInterrupt
-
-    workflow.parser.get_parsed_content("train::trainer").add_event_handler(Events.EPOCH_STARTED(once=3), kill)
-    with pytest.raises(KeyboardInterrupt):
-        workflow.run()
+    interrupt(workflow, Events.EPOCH_STARTED(once=3))
     line.mend()
     open_training(tmp_path, **options, resume=True).run()
     client, run = _only_run(mlflow_server, "back")

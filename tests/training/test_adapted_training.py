@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from fakes import open_verb
+from fakes import interrupt, open_verb
 from ignite.engine import Events
 from monai.bundle import ckpt_export
 from scripts.networks.adapters import is_adapter
@@ -87,14 +87,7 @@ def test_training_without_the_cache_runs_the_adapters_too(open_training, tmp_pat
 
 def test_a_resumed_run_equals_one_that_never_stopped(open_training, trained, tmp_path):
     workflow = open_training(tmp_path, max_epochs=2, adapters="late")
-    trainer = workflow.parser.get_parsed_content("train::trainer")
-
-    @trainer.on(Events.EPOCH_STARTED(once=2))
-    def stop(engine):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        workflow.run()
+    interrupt(workflow, Events.EPOCH_STARTED(once=2))
     assert all(is_adapter(name) for name in read_checkpoint(tmp_path / NAME / "checkpoint.pt")["parts"]["adapters"])
     open_training(tmp_path, max_epochs=2, adapters="late", resume=True).run()
     resumed, whole = (read_checkpoint(folder / "checkpoint.pt")["parts"] for folder in (tmp_path / NAME, trained[1]))

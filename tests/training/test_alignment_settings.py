@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import interrupt
 from ignite.engine import Events
 from scripts.errors import DataError, root_cause
 from scripts.training.checkpoints import read_checkpoint
@@ -50,14 +51,7 @@ def test_spectral_norm_goes_on_as_if_a_run_had_not_stopped(open_training, tmp_pa
     for name in ("whole", "stopped"):
         workflow = open_training(tmp_path / name, **SHORT, spectral_norm=True)
         if name == "stopped":
-            trainer = workflow.parser.get_parsed_content("train::trainer")
-
-            @trainer.on(Events.EPOCH_STARTED(once=2))
-            def stop(engine):
-                raise KeyboardInterrupt
-
-            with pytest.raises(KeyboardInterrupt):
-                workflow.run()
+            interrupt(workflow, Events.EPOCH_STARTED(once=2))
             workflow = open_training(tmp_path / name, **SHORT, spectral_norm=True, resume=True)
         workflow.run()
         states.append(read_checkpoint(tmp_path / name / NAME / "checkpoint.pt")["parts"]["adversary"])

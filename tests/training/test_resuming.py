@@ -14,7 +14,7 @@ import sys
 import mlflow
 import pytest
 import torch
-from fakes import TINY_TRAINING
+from fakes import TINY_TRAINING, interrupt
 from ignite.engine import Events
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
@@ -29,7 +29,7 @@ NAME = "synthetic_pink_ama_seed0"
 def interrupted(open_training, tmp_path_factory):
     """Output folder of a run that ended in its second epoch of three; copy it."""
     output = tmp_path_factory.mktemp("interrupted")
-    _interrupt(open_training(output, max_epochs=3, warmup_iterations=0), Events.EPOCH_STARTED(once=2))
+    interrupt(open_training(output, max_epochs=3, warmup_iterations=0), Events.EPOCH_STARTED(once=2))
     return output
 
 
@@ -39,15 +39,6 @@ def finished(open_training, tmp_path_factory):
     output = tmp_path_factory.mktemp("finished")
     open_training(output, max_epochs=2, warmup_iterations=0, learning_rate=0.1).run()
     return output
-
-
-def _interrupt(workflow, event):
-    def stop(engine):
-        raise KeyboardInterrupt
-
-    workflow.parser.get_parsed_content("train::trainer").add_event_handler(event, stop)
-    with pytest.raises(KeyboardInterrupt):
-        workflow.run()
 
 
 def _history(run_dir):
@@ -186,7 +177,7 @@ def test_a_finished_run_can_be_made_longer_and_says_so(open_training, finished, 
 
 def test_a_longer_run_is_another_run_in_mlflow(open_training, tmp_path):
     """Parameters of a run in MLflow cannot be changed: max_epochs of the first stays true."""
-    _interrupt(open_training(tmp_path, max_epochs=2), Events.EPOCH_STARTED(once=2))
+    interrupt(open_training(tmp_path, max_epochs=2), Events.EPOCH_STARTED(once=2))
     open_training(tmp_path, max_epochs=2, resume=True).run()
     open_training(tmp_path, max_epochs=3, resume=True).run()
     client, runs = _runs(tmp_path)
@@ -208,7 +199,7 @@ def test_a_store_that_was_made_anew_gets_the_whole_run(open_training, interrupte
 
 def test_a_run_that_an_earlier_version_began_goes_on_in_mlflow(open_training, tmp_path):
     """It left no file that tells its run."""
-    _interrupt(open_training(tmp_path, max_epochs=2), Events.EPOCH_STARTED(once=2))
+    interrupt(open_training(tmp_path, max_epochs=2), Events.EPOCH_STARTED(once=2))
     (tmp_path / NAME / "mlflow.json").unlink()
     open_training(tmp_path, max_epochs=2, resume=True).run()
     client, (run,) = _runs(tmp_path)

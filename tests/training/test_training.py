@@ -8,7 +8,7 @@ import shutil
 import mlflow
 import pytest
 import torch
-from fakes import tiny_model
+from fakes import interrupt, tiny_model
 from ignite.engine import Events
 from PIL import Image
 from scripts.errors import DataError, root_cause
@@ -163,15 +163,7 @@ def test_compiling_is_a_key(open_training, tmp_path, monkeypatch):
 
 def test_a_resumed_run_equals_one_that_never_stopped(trained, open_training, tmp_path):
     _, run_dir = trained
-    interrupted = open_training(tmp_path, max_epochs=3)
-
-    def kill(engine):
-        raise KeyboardInterrupt
-
-    trainer = interrupted.parser.get_parsed_content("train::trainer")
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=4), kill)  # within the second epoch
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.run()
+    interrupt(open_training(tmp_path, max_epochs=3), Events.ITERATION_STARTED(once=4))  # within the second epoch
     open_training(tmp_path, max_epochs=3, resume=True).run()
 
     resumed_dir = tmp_path / run_dir.name

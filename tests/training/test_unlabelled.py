@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes import interrupt
 from ignite.engine import Events
 from PIL import Image
 from scripts.errors import DataError, root_cause
@@ -144,14 +145,7 @@ def test_a_run_with_a_teacher_goes_on_as_if_it_had_not_stopped(open_training, da
         )  # fmt: skip
         workflow = open_training(tmp_path / name, **settings)
         if name == "stopped":
-            trainer = workflow.parser.get_parsed_content("train::trainer")
-
-            @trainer.on(Events.EPOCH_STARTED(once=2))
-            def stop(engine):
-                raise KeyboardInterrupt
-
-            with pytest.raises(KeyboardInterrupt):
-                workflow.run()
+            interrupt(workflow, Events.EPOCH_STARTED(once=2))
             workflow = open_training(tmp_path / name, resume=True, **settings)
         workflow.run()
         states[name] = read_checkpoint(tmp_path / name / "synthetic_pink_joint_seed0" / "checkpoint.pt")["parts"]

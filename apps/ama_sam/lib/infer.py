@@ -104,9 +104,7 @@ class SegmentNuclei(BundleInferTask):
 
     def disagreement(self, path: str, mpp: object = None) -> float:
         """How far the answers to views of an image differ, see ``scripts.inference.views.disagreement``."""
-        preprocessing = self._parse("inference", {"ckpt_path": self.get_path()}).get_parsed_content("preprocessing")
-        item = preprocessing({"image": path, "mpp": known_mpp_of(mpp, self.conf.get("mpp"))})
-        return self._disagreement(item["image"])
+        return self._disagreement(self._read(path, mpp)["image"])
 
     def patch_disagreement(self, slide: Slide, box: Sequence[int], mpp: float) -> float:
         """The same of a box (left, top, width, height) of a slide in level-0 pixels; ``mpp`` is of these."""
@@ -166,12 +164,16 @@ class SegmentNuclei(BundleInferTask):
     def _predict(self, path: str, options: SegmentOptions, mpp: object) -> dict:
         """The image, at the network's pixel size if the mpp is known, and its logits as ``pred``."""
         device = torch.device(options.device or default_device())
-        preprocessing = self._parse("inference", {"ckpt_path": self.get_path()}).get_parsed_content("preprocessing")
-        item = preprocessing({"image": path, "mpp": known_mpp_of(options.mpp, mpp, self.conf.get("mpp"))})
+        item = self._read(path, options.mpp, mpp)
         with self._one_at_a_time, torch.inference_mode():
             network, inferer = self._network(device)
             item["pred"] = inferer(item["image"][None].to(device), network)[0].cpu()
         return item
+
+    def _read(self, path: str, *mpp: object) -> dict:
+        """The image, at the network's pixel size where its own is known: from the first of ``mpp``, or the server."""
+        preprocessing = self._parse("inference", {"ckpt_path": self.get_path()}).get_parsed_content("preprocessing")
+        return preprocessing({"image": path, "mpp": known_mpp_of(*mpp, self.conf.get("mpp"))})
 
     def _network(self, device: torch.device) -> tuple[torch.nn.Module, Any]:
         """The served network and its inferer, read again when another model was published."""

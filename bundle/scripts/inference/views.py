@@ -45,10 +45,10 @@ def view_network(
     targets = getattr(network, "targets", None)
 
     def look(image: torch.Tensor, enlarged: float, dims: tuple[int, ...]) -> torch.Tensor:
-        size = image.shape[-2:]
-        larger = tuple(-(-int(side * enlarged) // size_multiple) * size_multiple for side in size)
         if enlarged == 1:
             return _turned_back(network(image.flip(dims)), dims, targets)
+        size = image.shape[-2:]
+        larger = tuple(-(-int(side * enlarged) // size_multiple) * size_multiple for side in size)
         # cubic interpolation overshoots at edges
         image = F.interpolate(image, larger, mode="bicubic", align_corners=False).clamp(0, 255)
         logits = _turned_back(network(image.flip(dims)), dims, targets)

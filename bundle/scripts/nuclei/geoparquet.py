@@ -17,6 +17,7 @@ __all__ = [
     "STREAM_END",
     "nuclei_batch",
     "nuclei_schema",
+    "outlines",
     "read_stream",
     "stream_bytes",
     "stream_start",
@@ -49,6 +50,14 @@ def nuclei_batch(form: NucleusFormat, numbered: Sequence[tuple[int, Nucleus]]) -
     box = pa.StructArray.from_arrays([pa.array(side) for side in shapely.bounds(shapes).T], _BOX)
     columns = [pa.array(column, schema.field(index).type) for index, column in enumerate(values)]
     return pa.RecordBatch.from_arrays([*columns, pa.array(shapely.to_wkb(shapes), pa.binary()), box], schema=schema)
+
+
+def outlines(geometry: pa.Array) -> list[np.ndarray]:
+    """(N, 2) of (x, y) of each outline in a column ``geometry``, without the repetition of its first point."""
+    shapes = shapely.from_wkb(geometry.to_numpy(zero_copy_only=False))
+    points, owners = shapely.get_coordinates(shapes, return_index=True)
+    ends = np.cumsum(np.bincount(owners, minlength=len(shapes)))
+    return [points[start : end - 1] for start, end in zip([0, *ends[:-1]], ends)]
 
 
 def stream_start(schema: pa.Schema) -> bytes:

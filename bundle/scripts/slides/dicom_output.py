@@ -6,15 +6,15 @@ import importlib.util
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import shapely
 from scripts.errors import DataError
 from scripts.files import atomic_path
+from scripts.nuclei.geoparquet import outlines
 from scripts.slides.dicom_source import DicomSource
 from skimage.draw import polygon
 
@@ -83,7 +83,7 @@ class DicomOutput:
         rings: list[np.ndarray] = []
         values: dict[str, list[np.ndarray]] = {}
         for batch in batches:
-            rings += (ring.astype(np.float32) for ring in _rings(batch))
+            rings += (ring.astype(np.float32) for ring in outlines(batch["geometry"]))
             for name in batch.schema.names:
                 if name not in NOT_MEASURES:
                     values.setdefault(name, []).append(np.asarray(batch[name]))
@@ -135,7 +135,7 @@ class DicomOutput:
         with tempfile.TemporaryFile(dir=folder) as file:
             pixels = np.memmap(file, np.uint8, "w+", shape=shape)
             for batch in batches:
-                for ring in _rings(batch):
+                for ring in outlines(batch["geometry"]):
                     # polygon() asks whether whole numbers lie inside, and the middle of pixel i is i + 0.5
                     x, y = (ring / self.source.ratio - 0.5).T
                     pixels[polygon(y, x, shape)] = 1
@@ -176,12 +176,3 @@ def _uid() -> str:
     from highdicom import UID
 
     return str(UID())
-
-
-def _rings(batch: pa.RecordBatch) -> Iterator[np.ndarray]:
-    """(N, 2) of (x, y) of each nucleus in level-0 pixels, without the repetition of the first point."""
-    shapes = shapely.from_wkb(np.asarray(batch["geometry"]))
-    points, owners = shapely.get_coordinates(shapes, return_index=True)
-    ends = np.cumsum(np.bincount(owners, minlength=len(shapes)))
-    for start, end in zip([0, *ends[:-1]], ends):
-        yield points[start : end - 1]

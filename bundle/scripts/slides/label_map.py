@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import shapely
+from scripts.nuclei.geoparquet import outlines
 from scripts.nuclei.label_pyramid import LabelPyramid, id_type
 from skimage.draw import polygon
 
@@ -91,7 +91,5 @@ def _meet(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def _unpack(batch: pa.RecordBatch) -> _Batch:
     boxes = batch["bbox"].flatten()
-    shapes = shapely.from_wkb(batch["geometry"].to_numpy(zero_copy_only=False))
-    points, owners = shapely.get_coordinates(shapes, return_index=True)
-    rings = np.split(points, np.flatnonzero(np.diff(owners)) + 1)
-    return _Batch(np.asarray(batch["id"]), np.stack([np.asarray(side) for side in boxes], 1), rings)
+    sides = np.stack([np.asarray(side) for side in boxes], 1)
+    return _Batch(np.asarray(batch["id"]), sides, outlines(batch["geometry"]))

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import shapely
 from PIL import Image, ImageDraw
 from scripts.files import atomic_path
-from scripts.nuclei.geoparquet import read_stream
+from scripts.nuclei.geoparquet import outlines, read_stream
 from scripts.nuclei.overlays import PREDICTION_COLOUR
 from scripts.slides.nuclei_output import STREAM
 from scripts.slides.reading import Slide
@@ -74,12 +73,12 @@ def write_tile_overlays(folder: str | os.PathLike, slide: Slide, scale: float, t
     with (folder / "tiles.csv").open(newline="", encoding="utf-8") as file:
         chosen = choose_tiles(list(csv.DictReader(file)))
     cores = {name: tiles[index].core for name, index in chosen.items()}
-    outlines = _outlines(folder, cores, scale)
+    rings = _outlines(folder, cores, scale)
     for name, (left, top, right, bottom) in cores.items():
         pixels, _ = slide.read(left, top, right - left, bottom - top, scale)
         picture = Image.fromarray(np.ascontiguousarray(pixels))
         draw = ImageDraw.Draw(picture)
-        for ring in outlines[name]:
+        for ring in rings[name]:
             draw.polygon([tuple(point) for point in ring / scale - (left, top)], outline=PREDICTION_COLOUR)
         with atomic_path(folder / name) as path:
             picture.save(path, quality=90, subsampling=0)  # lines of one pixel need JPEG's full colour
@@ -93,6 +92,5 @@ def _outlines(folder: Path, cores: Mapping[str, tuple[int, int, int, int]], scal
         x, y = (np.asarray(batch[name]) / scale for name in ("x_px", "y_px"))
         for name, (left, top, right, bottom) in cores.items():
             near = (left - BESIDE <= x) & (x < right + BESIDE) & (top - BESIDE <= y) & (y < bottom + BESIDE)
-            shapes = shapely.from_wkb(batch["geometry"].filter(near).to_pylist())
-            found[name] += [shapely.get_coordinates(shape) for shape in shapes]
+            found[name] += outlines(batch["geometry"].filter(near))
     return found

@@ -74,9 +74,9 @@ def consistency(logits: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
     """
     Cross-entropy of what the network says against what the teacher does, of all pixels, however sure it is.
 
-    Nothing is rounded and no pixel is left out: it is least where both agree, so neither nuclei nor background grow by
-    being taught. With only sure pixels one of the two did (``docs/experiments.md``). What separates nuclei counts as
-    much as the teacher sees a nucleus there.
+    Nothing is rounded and no pixel is left out, so it is least where both agree. With only sure pixels nuclei went
+    missing, or grew by far more than they do with this (``docs/experiments.md``). What separates nuclei counts as much
+    as the teacher sees a nucleus there.
 
     Args:
         logits: (U, C, H, W) of the network, foreground first.
