@@ -86,6 +86,9 @@ def patches_of(answers: dict[str, np.ndarray], label: np.ndarray, side: int) -> 
 
 
 def report(title: str, images: list[list[dict[str, float]]]) -> None:
+    if not images:
+        print(f"{title}: no image has three patches with nuclei; lower --side")
+        return
     dice = [[patch["dice"] for patch in patches] for patches in images]
     count, mean, worst = sum(map(len, dice)), np.mean([np.mean(d) for d in dice]), np.mean([min(d) for d in dice])
     print(f"{title}: {len(images)} images, {count} patches, Dice of any {mean:.3f}, of the worst {worst:.3f}")
