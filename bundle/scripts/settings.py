@@ -20,6 +20,8 @@ RENAMED = {"cache_variants": "cache_windows"}
 GONE = {
     "shard": "--cluster shares slides among workers: local:N, or tcp://HOST:PORT of a scheduler (docs/slides.md)",
     "flips": "--views 2 or 4 averages turned and enlarged views",
+    "teacher_ramp": "--teacher MODEL labels images instead of the average of the training's weights",
+    "teacher_decay": "--teacher MODEL labels images instead of the average of the training's weights",
     "adversary_by_region": "--aligned_by region is what true was, --aligned_by image what false was",
 }
 
@@ -309,9 +311,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "aligned_at": Setting(Literal["decoder", "encoder"], "whose features are aligned; encoder needs adapters"),
         "spectral_norm": Setting(Bool, "bound each layer of the discriminator"),
         "style_jitter": Setting(Share, "probability that features get a style of no domain; 0: off"),
-        "teacher": Setting(NotNegative, "weight of what a mean teacher tells of unlabelled images; 0: no teacher"),
-        "teacher_ramp": Setting(Share, "share of the training after which the teacher's weight is reached"),
-        "teacher_decay": Setting(ShareBelow1, "of the averaged weights that are the teacher: .99 is some 100 steps"),
+        "teacher": Setting(Path | None, "model that labels the unlabelled domains' images, with teacher_views"),
+        "teacher_views": Setting(Literal[1, 2, 4], "looks of the teacher at an image"),
         "decoder_size": Setting(Decoder, "width and levels of the decoder"),
         "targets": Setting(Targets, "what separates nuclei"),
         "out_channels": Setting(Count | None, "channels of the network, where targets do not say"),

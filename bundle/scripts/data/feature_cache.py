@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def training_dataset(
     limit_groups: int | None = None,
     gaps: str = "auto",
     held_out: float = 0.0,
+    teacher: Callable[[Sequence[Mapping[str, Any]]], list[dict]] | None = None,
 ) -> Dataset:
     """
     The training data: features in a filled cache, or images that each step encodes.
@@ -58,6 +59,7 @@ def training_dataset(
         limit_groups: of the primary domain, see ``load_items``.
         gaps: what becomes of gaps between nuclei, see :func:`scripts.data.annotation_style.set_gaps`.
         held_out: share of each image that is left out, see :func:`scripts.data.holding_out.training_span`.
+        teacher: gives a label to items that have none; None leaves them without.
 
     Raises:
         ValueError: for another value of ``cache``.
@@ -67,7 +69,10 @@ def training_dataset(
         raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
     if not data or "domain" not in data[0]:
         data = load_items(domains, "training", limit_groups)
-    data = training_span(set_gaps(data, domains, gaps), held_out)
+    data = set_gaps(data, domains, gaps)  # of those who drew them: a teacher draws no gaps
+    if teacher is not None:
+        data = teacher(data)
+    data = training_span(data, held_out)
     if cache == "off":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=0)
     dataset = FeatureDataset(data, transform, cache_dir, windows_per_image, window_size).fill()

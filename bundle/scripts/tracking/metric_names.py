@@ -10,7 +10,6 @@ _GROUPS = {
     "gradient_": "gradient/",
     "domain_": "adversary/domain_",
     "lambda": "adversary/lambda",
-    "teacher_": "teacher/",
 }
 
 

@@ -22,7 +22,7 @@ class EpochMetrics:
     Metrics: ``train_loss``, ``train_segmentation_loss``, ``train_dice_<domain>`` (training crops), ``learning_rate``;
     with an adversary ``lambda``, ``domain_loss``, ``domain_accuracy`` (mean of the recalls of each domain, so
     unequal domains count alike), ``domain_accuracy_chance`` (1 / K), ``gradient_task``, ``gradient_adversarial`` and
-    ``gradient_cosine`` at the aligned features; with a teacher ``teacher_loss``, before its weight.
+    ``gradient_cosine`` at the aligned features.
     """
 
     def __init__(self, domain_names: Sequence[str], validator: Engine | None = None) -> None:
@@ -61,8 +61,6 @@ class EpochMetrics:
             self._values["lambda"] = [output["lambda"]]
             for name, value in output["gradients"].items():
                 self._values[f"gradient_{name}"].append(value)
-        if output["teacher_loss"] is not None:
-            self._values["teacher_loss"].append(output["teacher_loss"].item())
 
     def _epoch_completed(self, engine: Engine) -> None:
         metrics = engine.state.metrics

@@ -10,7 +10,6 @@ from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 from scripts.networks.domain_adversary import AdversarialModel
 from scripts.training.self_test import gradient_self_test
-from scripts.training.teacher import MeanTeacher
 
 __all__ = ["AdversarialIteration", "adversarial_ramp", "unwrap"]
 
@@ -36,8 +35,7 @@ class AdversarialIteration:
     One training step for MONAI's ``SupervisedTrainer(iteration_update=...)``.
 
     Loss: the mean segmentation loss over samples (auxiliary ones weighted) plus the domain cross-entropy behind CGRL,
-    both over the batch of all processes; with a teacher, also the mean of what unlabelled samples cost against what it
-    tells of them. The first step of a run is preceded by the gradient self-test.
+    both over the batch of all processes. The first step of a run is preceded by the gradient self-test.
 
     Args:
         lambda_max: strength of the gradient reversal at the end of its ramp.
@@ -46,13 +44,11 @@ class AdversarialIteration:
         labelled: of each domain, whether it has labels; samples of the others have no segmentation loss, and their
             ``dice`` is nan. None: all have.
         lambda_warmup: share of the training before that ramp begins, in which the discriminator alone learns.
-        teacher: of the samples without labels; None: they are not learned from.
 
     Batches hold ``image`` (B, 3, H, W) in [0, 255], ``target`` (B, C, H, W) in [0, 1] and ``domain`` (B,), and, where
     the encoder has been run already, ``features``, a list of (B, H / s_i, W / s_i, C_i). After a step
     ``engine.state.output`` holds image, label (the target), pred (logits), loss, and for :class:`EpochMetrics`
-    domain, dice, segmentation_loss, domain_loss, judged, lambda, teacher_loss (None where nobody is taught) and, in the
-    first step of an epoch, gradient norms.
+    domain, dice, segmentation_loss, domain_loss, judged, lambda and, in the first step of an epoch, gradient norms.
     """
 
     def __init__(
@@ -61,14 +57,13 @@ class AdversarialIteration:
         auxiliary_weight: float = 1.0,
         clip_norm: float = 1.0,
         labelled: Sequence[bool] | None = None,
-        teacher: MeanTeacher | None = None,
         lambda_warmup: float = 0.0,
     ) -> None:
         if lambda_max < 0 or auxiliary_weight < 0:
             raise ValueError(f"lambda_max and auxiliary_weight must not be negative: {lambda_max}, {auxiliary_weight}")
         self.lambda_max, self.auxiliary_weight, self.clip_norm = lambda_max, auxiliary_weight, clip_norm
         self.labelled = None if labelled is None else torch.tensor(list(labelled))
-        self.teacher, self.lambda_warmup = teacher, lambda_warmup
+        self.lambda_warmup = lambda_warmup
         self._tested = False
 
     def __call__(self, engine: SupervisedTrainer, batch: dict) -> dict:
@@ -86,8 +81,6 @@ class AdversarialIteration:
             ]
         model = unwrap(engine.network)
         engine.network.train()
-        if self.teacher is not None:
-            features = self.teacher.begin(image, features)
         progress = (state.iteration - 1) / max(1, state.max_epochs * state.epoch_length - 1)
         strength = 0.0
         if model.adversary is not None:
@@ -101,19 +94,14 @@ class AdversarialIteration:
         known = torch.ones_like(domain, dtype=torch.bool)
         if self.labelled is not None:
             known = self.labelled.to(device)[domain]
-        teacher_loss = None
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         with torch.autocast(device.type, enabled=engine.amp, **engine.amp_kwargs):
             logits, aligned, domain_loss, judged = engine.network(image, domain, target[:, :1], features)
             losses = engine.loss_function(logits, target)
-            if self.teacher is not None:
-                teacher_loss = self._taught(image, features, logits, ~known)
         weights = torch.where(domain == 0, 1.0, self.auxiliary_weight) * known
         # of means over the batch of all processes, each process computes the part of its own samples
         segmentation_loss = (losses * weights).sum() / idist.all_reduce(weights.sum()).clamp(min=1e-6)
         part = segmentation_loss if domain_loss is None else segmentation_loss + domain_loss
-        if teacher_loss is not None:
-            part = part + self.teacher.strength(progress) * teacher_loss
         loss = idist.all_reduce(part.detach().clone())
         if not torch.isfinite(loss):
             files = sorted({str(f) for f in getattr(batch[Keys.IMAGE], "meta", {}).get("filename_or_obj", [])})
@@ -155,20 +143,8 @@ class AdversarialIteration:
             "domain_loss": None if domain_loss is None else idist.all_reduce(domain_loss.detach().clone()),
             "judged": judged,
             "lambda": strength,
-            "teacher_loss": None if teacher_loss is None else idist.all_reduce(teacher_loss.detach().clone()),
             "gradients": gradients,
         }
-
-    def _taught(
-        self, image: torch.Tensor, features: Sequence[torch.Tensor], logits: torch.Tensor, unknown: torch.Tensor
-    ) -> torch.Tensor | None:
-        """The mean loss of unlabelled samples (this process' part)."""
-        number = idist.all_reduce(unknown.sum())
-        if not number:
-            return None
-        if not unknown.any():  # the other processes have some
-            return logits.sum() * 0
-        return self.teacher(image[unknown], [feature[unknown] for feature in features], logits[unknown]).sum() / number
 
 
 def _hard_dice(logits: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:

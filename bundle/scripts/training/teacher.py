@@ -1,105 +1,101 @@
 from __future__ import annotations
 
-import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+import numpy as np
 import torch
-import torch.nn.functional as F
+from monai.utils import CommonKeys
+from PIL import Image
+from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError
-from scripts.training.averaged_weights import AveragedWeights
-from torch import nn
+from scripts.files import atomic_path
+from scripts.inference.in_memory import Segmenter
+from scripts.nuclei.label_maps import save_label_map
+from scripts.nuclei.overlays import overlay
+from scripts.wording import counted
+from tqdm import tqdm
 
-__all__ = ["MeanTeacher", "check_taught", "consistency", "teacher_ramp"]
+__all__ = ["Teacher", "check_taught"]
 
 
-class MeanTeacher:
+class Teacher:
     """
-    Teaches unlabelled samples what the average of the weights of past steps sees in them.
+    A trained model that labels the training images of the domains that have no labels.
 
-    The teacher sees a sample as it is, the network in the style that ``StyleJitter`` gave it (a mean teacher, Tarvainen
-    & Valpola, arXiv:1703.01780).
+    It looks at each several times (``views``), which the network that learns from it does not: "data distillation"
+    (Radosavovic et al., arXiv:1712.04440). Its nuclei go to ``folder/DOMAIN/NUMBER_IMAGE.tif`` (instances), and
+    drawn on the image to ``folder/DOMAIN_overlays/NUMBER_IMAGE.jpg``; what is there already, of this run, is kept.
 
     Args:
-        network: the segmentation network that is trained.
-        labelled: of each domain, whether it has labels.
-        weight: of the loss of unlabelled samples, at the end of its ramp.
-        ramp: share of the training after which the weight is reached.
-        decay: see :class:`AveragedWeights`.
-
-    Raises:
-        DataError: when every domain has labels: there is nobody to teach.
+        path: the model file.
+        views: see :func:`scripts.inference.views.view_network`.
+        device: where it runs.
+        config: ``inference.json``, whose other settings hold.
+        folder: where its labels go.
     """
 
     def __init__(
-        self, network: nn.Module, labelled: Sequence[bool], weight: float, ramp: float = 0.25, decay: float = 0.99
+        self, path: str, views: int, device: torch.device | str, config: str | os.PathLike, folder: str | os.PathLike
     ) -> None:
-        check_taught(weight, labelled)
-        self.weight, self.ramp = weight, ramp
-        self.averaged = AveragedWeights(network, decay)
+        given = {"ckpt_path": path, "views": views, "device": str(device)}
+        self.segmenter = Segmenter(config, Path(config).parents[1], given)
+        self.folder = Path(folder)
 
-    def begin(self, image: torch.Tensor, features: Sequence[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Take in what the last step made of the weights; what teacher and network both read of the images (B)."""
-        self.averaged.update()
-        return self.averaged.average.image_encoder.begin(image) if features is None else list(features)
-
-    def __call__(self, image: torch.Tensor, features: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> list[dict]:
         """
         Args:
-            image: (U, 3, H, W) unlabelled images as they are.
-            features: of them, see :meth:`begin`.
-            logits: (U, C, H, W), what the network makes of them.
+            items: of ``load_items``.
 
         Returns:
-            (U,) losses, see :func:`consistency`.
+            the items, those that were ``unlabelled`` with a ``label`` of the teacher's.
+
+        Raises:
+            DataError: when an image cannot be read; when no nucleus is found in any.
         """
-        teacher = self.averaged.average
-        with torch.no_grad():
-            seen = teacher.image_encoder.finish([feature.to(image.dtype) for feature in features])
-            told = teacher.decoder([feature.to(image.dtype) for feature in seen], image)[0].float().sigmoid()
-        return consistency(logits, told)
+        taught = [
+            {**item, CommonKeys.LABEL: str(self._path(item, n))} if item.get("unlabelled") else dict(item)
+            for n, item in enumerate(items)
+        ]
+        labelled_here = [item for item in taught if item.pop("unlabelled", False)]
+        if idist.get_rank() == 0:
+            missing = [item for item in labelled_here if not Path(item[CommonKeys.LABEL]).is_file()]
+            for item in tqdm(missing, desc="labelling", unit="image", mininterval=1.0, disable=not missing):
+                self._label(item)
+        idist.barrier()
+        nuclei = sum(len(np.unique(read_label(Path(item[CommonKeys.LABEL])))) - 1 for item in labelled_here)
+        if not nuclei:
+            hint = "Tell the pixel size of these images (mpp in the domain list), or label some."
+            raise DataError(self.folder, "the teacher found no nucleus in the images without labels", hint)
+        if idist.get_rank() == 0:
+            told = f"{counted(nuclei, 'nucleus', 'nuclei')} in {counted(len(labelled_here), 'image')} without labels"
+            print(f"the teacher found {told}: look at {self.folder}", file=sys.stderr)
+        return taught
 
-    def strength(self, progress: float) -> float:
-        """Weight of the loss at ``progress`` in [0, 1]."""
-        return self.weight * teacher_ramp(progress, self.ramp)
+    def _path(self, item: Mapping[str, Any], number: int) -> Path:
+        return self.folder / item["domain_name"] / f"{number:04}_{Path(item[CommonKeys.IMAGE]).stem}.tif"
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.averaged.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.averaged.load_state_dict(state)
-
-
-def consistency(logits: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-    """
-    Cross-entropy of what the network says against what the teacher does, of all pixels, however sure it is.
-
-    Nothing is rounded and no pixel is left out, so it is least where both agree. With only sure pixels nuclei went
-    missing, or grew by far more than they do with this (``docs/experiments.md``). What separates nuclei counts as much
-    as the teacher sees a nucleus there.
-
-    Args:
-        logits: (U, C, H, W) of the network, foreground first.
-        told: (U, C, H, W) probabilities of the teacher.
-
-    Returns:
-        (U,) losses.
-    """
-    costs = F.binary_cross_entropy_with_logits(logits.float(), told, reduction="none")
-    loss = costs[:, 0].mean(dim=(1, 2))
-    if logits.shape[1] == 1:
-        return loss
-    nuclei = told[:, 0]
-    return loss + (nuclei * costs[:, 1:].mean(dim=1)).sum(dim=(1, 2)) / nuclei.sum(dim=(1, 2)).clamp(min=1)
+    def _label(self, item: Mapping[str, Any]) -> None:
+        mpp = item["mpp"] if np.isfinite(item["mpp"]) else None
+        found = self.segmenter.segment(item[CommonKeys.IMAGE], mpp)
+        path = Path(item[CommonKeys.LABEL])
+        picture = path.parent.with_name(f"{path.parent.name}_overlays") / f"{path.stem}.jpg"
+        drawn = overlay(read_image(Path(item[CommonKeys.IMAGE])).transpose(2, 0, 1), found.labels)
+        with atomic_path(picture) as partial:
+            Image.fromarray(drawn).save(partial, format="JPEG", quality=90)
+        save_label_map(path, found.labels, mpp)  # last: an image that has a label is done
 
 
-def teacher_ramp(progress: float, length: float) -> float:
-    """``exp(-5 (1 - t)^2)``, t from 0 to 1 within ``length`` of the training (Laine & Aila, arXiv:1610.02242)."""
-    return math.exp(-5.0 * (1.0 - min(1.0, progress / max(length, 1e-6))) ** 2)
-
-
-def check_taught(weight: float, labelled: Sequence[bool]) -> None:
-    """Before any image is encoded: DataError where a teacher is asked for and every domain has labels."""
-    if weight and all(labelled):
-        hint = "Name some with --unlabelled, or leave teacher at 0."
-        raise DataError("teacher", f"it is {weight:g}, but every domain that is trained on has labels", hint)
+def check_taught(teacher: str | None, labelled: Sequence[bool]) -> None:
+    """Before any image is encoded: DataError where there is no such teacher, or every domain has labels."""
+    if teacher is None:
+        return
+    if not Path(teacher).is_file():
+        raise DataError(teacher, "there is no such model file", "Give teacher a model.pt.")
+    if all(labelled):
+        hint = "Name some with --unlabelled, or leave teacher out."
+        raise DataError("teacher", "every domain that is trained on has labels", hint)
