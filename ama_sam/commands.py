@@ -36,6 +36,9 @@ COMMANDS = {
     "train": Command("training", ("train",), "train on your domains"),
     "cache": Command("caching", ("train",), "encode the training images, and nothing else"),
     "adapt": Command("training", ("train", "few_shot"), "adapt the shipped weights to a few labelled tiles"),
+    "adapt_unlabelled": Command(
+        "training", ("train", "no_labels"), "adapt the shipped weights to images without labels"
+    ),
     "clear_cache": Command("clearing_cache", ("train",), "remove the encoded images that are kept"),
     "evaluate": Command("evaluating", ("evaluate",), "measure a model, domain by domain"),
     "align": Command("aligning", ("align",), "measure whether domains are aligned"),

@@ -313,6 +313,32 @@ def test_training_on_few_images_goes_by_the_recipe_and_holds_a_part_of_them_out(
 
 
 @needs_label
+def test_tiles_without_a_label_are_labelled_by_the_served_model_where_asked_for(
+    app_parts, bundle, synthetic, tmp_path, monkeypatch
+):
+    images = sorted((synthetic / "synthetic_pink" / "images").iterdir())[:3]
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    for path in images:
+        studies.add_image(path.stem, str(path), {})
+    studies.save_label(images[0].stem, str(images[0].parents[1] / "labels" / images[0].name), "final", {})
+    save_slide(tmp_path / "s.tif", make_drawing(900, 700, seed=2), 0.25)
+    studies.add_image("s", str(tmp_path / "s.tif"), {})
+    runs = []
+    monkeypatch.setattr(app_parts.train.monai.bundle, "run", lambda **given: runs.append(given))
+    task = app_parts.train.TrainOnLabelled(bundle, {"model_dir": str(tmp_path / "model")})
+    task({"use_unlabelled": True, "device": "cpu"}, studies)
+    (run,) = runs
+    assert [domain.get("labels", True) for domain in run["domains"]] == [True, False] and run["mode"] == "joint"
+    assert run["teacher"] == run["init_model"] == str(bundle / "models" / "model.pt")
+    listed = json.loads((tmp_path / "model" / "training" / "unlabelled.json").read_text())["training"]
+    assert sorted(Path(entry["image"]).stem for entry in listed) == [path.stem for path in images[1:]], "no slide"
+    for path in images[1:]:
+        studies.save_label(path.stem, str(path.parents[1] / "labels" / path.name), "final", {})
+    with pytest.raises(Exception, match="every tile of the studies has a label"):
+        task({"use_unlabelled": True, "device": "cpu"}, studies)
+
+
+@needs_label
 def test_a_moody_network_disagrees_more_with_itself(app_parts, bundle_root, knowing_task, tmp_path):
     """And of a slide's patch as much as of the same pixels as an image."""
     sure, image, _ = knowing_task

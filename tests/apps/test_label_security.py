@@ -99,6 +99,7 @@ SEGMENT = ("device", "threshold", "marker_depth", "min_area", "mpp", "client_id"
 TRAIN = (
     "device",
     "pretrained",
+    "use_unlabelled",
     "mode",
     "max_epochs",
     "batches_per_epoch",
@@ -152,7 +153,7 @@ def test_no_value_of_a_request_is_executed(server, tmp_path, kind, field):
         *(("train", {"max_epochs": value}) for value in (0, -1, 10**9, 1.5, "many")),
         *(("train", {name: 0}) for name in ("batches_per_epoch", "learning_rate")),
         *(("train", {name: value}) for name, value in (("learning_rate", 2), ("seed", -1), ("val_split", 1))),
-        *(("train", {name: "xyz"}) for name in ("mode", "publish", "pretrained", "device")),
+        *(("train", {name: "xyz"}) for name in ("mode", "publish", "pretrained", "use_unlabelled", "device")),
         ("train", {"mode": "ama"}),  # this app was given no auxiliary domains
         ("sample", {"max_images": -1}),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lib.infer import SegmentNuclei
 from lib.next_patch import next_patch
-from lib.studies import Studies, slide_of
+from lib.studies import Studies, slide_of, tile_path
 from monailabel.interfaces.tasks.strategy import Strategy
 from scripts.errors import DataError, root_cause
 from scripts.files import sha256_of
@@ -74,7 +74,7 @@ class MostUncertain(Strategy):
         return None if found is None else {"id": image, "weight": found[1], "bbox": found[0]}
 
     def _disagreement(self, image: str, datastore: Studies) -> float | None:
-        if (path := _tile(image, datastore)) is None:
+        if (path := tile_path(image, datastore)) is None:
             return None
         try:
             return self.task.disagreement(path, datastore.get_image_info(image).get("mpp"))
@@ -94,16 +94,6 @@ class RandomTile(Strategy):
     def __call__(self, request: dict, datastore: Studies) -> dict | None:
         images = datastore.get_unlabeled_images()
         for image in random.sample(images, len(images)):  # nosec B311 # it guards nothing
-            if _tile(image, datastore) is not None:
+            if tile_path(image, datastore) is not None:
                 return {"id": image, "weight": 1 / len(images)}
-        return None
-
-
-def _tile(image: str, datastore: Studies) -> str | None:
-    """The file of an image of the studies that is read whole; None for slides, and for what cannot be read."""
-    try:
-        path = datastore.path_of(image)
-        return str(path) if slide_of(path) is None else None
-    except DataError as error:
-        logger.warning("passed over: %s", error)
         return None

@@ -203,6 +203,7 @@ class TrainOptions(Options):
 
     device: Device | None = None
     pretrained: bool = True
+    use_unlabelled: bool = Field(False, description="learn also what the served model sees in tiles without a label")
     mode: Annotated[Literal["joint", "ama", "grl", "single"] | None, BeforeValidator(_first)] = None
     max_epochs: int | None = Field(None, le=10_000)
     batches_per_epoch: int | None = Field(None, le=100_000)

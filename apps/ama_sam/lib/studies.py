@@ -21,7 +21,7 @@ from scripts.preparing.layouts import Sample
 from scripts.slides.listing import SLIDE_SUFFIXES
 from scripts.slides.reading import Slide, open_slide
 
-__all__ = ["Studies", "known_mpp_of", "label_map", "slide_of"]
+__all__ = ["Studies", "known_mpp_of", "label_map", "slide_of", "tile_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,16 @@ def slide_of(path: str | os.PathLike) -> Slide | None:
     try:
         return open_slide(path)
     except DataError:
+        return None
+
+
+def tile_path(image: str, datastore: Studies) -> str | None:
+    """The file of an image of the studies that is read whole; None for slides, and for what cannot be read."""
+    try:
+        path = datastore.path_of(image)
+        return str(path) if path is not None and slide_of(path) is None else None
+    except DataError as error:
+        logger.warning("passed over: %s", error)
         return None
 
 

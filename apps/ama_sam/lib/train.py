@@ -3,13 +3,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
 from lib.schema import TrainOptions, default_device
-from lib.studies import Studies, known_mpp_of, label_map
+from lib.studies import Studies, known_mpp_of, label_map, tile_path
 from lib.train_stats import newest_run, train_stats
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "few_shot.json"  # what a training from the served weights is; docs/own_tissue.md says how it was measured
 SCHEDULE = ("max_epochs", "batches_per_epoch", "learning_rate")  # what a request may set of the configs' own
+UNLABELLED = "unlabelled"  # name of the domain of tiles without a label
 SMALLEST_TO_SPLIT = 5  # labelled images; of fewer a part of each is held out, in the place of whole ones
 
 
@@ -66,18 +67,21 @@ class TrainOnLabelled(BundleTrainTask):
         options = TrainOptions.of(request)
         self.check(options)
         domains, held_out = self._domains(datastore, options.val_split)
+        if options.use_unlabelled:
+            domains.append(self._unlabelled(datastore))
         published = self.folder / "model.pt"
         served = published if published.is_file() else self.bundle / "models" / "model.pt"
         overrides = {
             "bundle_root": str(self.bundle),
             "device": options.device or default_device(),
             "domains": domains,
-            "mode": "single" if len(domains) == 1 else options.mode or self._modes()[0],
+            "mode": self._mode(options, domains),
             "held_out": held_out,
             **options.model_dump(include=set(SCHEDULE), exclude_none=True),
             "seed": options.seed,
             "publish": options.publish,
             "init_model": str(served) if options.pretrained else None,
+            "teacher": str(served) if options.use_unlabelled else None,
             "output_dir": str(self.folder / "training"),
             "cache_dir": self.conf.get("cache_dir") or str(self.folder / "training" / "features"),
             "publish_path": str(published),
@@ -101,6 +105,25 @@ class TrainOnLabelled(BundleTrainTask):
 
     def _modes(self) -> list[str]:
         return ["joint", "ama", "grl", "single"] if self.conf.get("auxiliary_dir") else ["single"]
+
+    def _mode(self, options: TrainOptions, domains: Sequence[Mapping]) -> str:
+        if len(domains) == 1:
+            return "single"
+        return options.mode or ("joint" if options.use_unlabelled else self._modes()[0])
+
+    def _unlabelled(self, datastore: Studies) -> dict:
+        """The tiles without a label as a domain, whose labels the served model makes; listed in a file, as above."""
+        entries = [
+            self._entry(datastore, image, path)
+            for image in sorted(datastore.get_unlabeled_images())
+            if (path := tile_path(image, datastore))
+        ]
+        if not entries:
+            raise DataError("use_unlabelled", "every tile of the studies has a label", "Add tiles, or leave it out.")
+        root = self.folder / "training"
+        write_json(root / "unlabelled.json", {"training": entries})
+        described = {"name": UNLABELLED, "role": "auxiliary", "root": str(root), "datalist": "unlabelled.json"}
+        return {**described, "labels": False}
 
     def _domains(self, datastore: Studies, val_split: float) -> tuple[list[dict], float]:
         """
@@ -129,8 +152,10 @@ class TrainOnLabelled(BundleTrainTask):
                 drawn = self.folder / "training" / "labels" / f"{image}.png"
                 save_label_map(drawn, label_map(path, label))
                 label = drawn
-            entry = {"image": str(path), "label": str(label)}
-            if mpp := known_mpp_of(datastore.get_image_info(image).get("mpp"), self.conf.get("mpp")):
-                entry["mpp"] = mpp
-            entries.append(entry)
+            entries.append({**self._entry(datastore, image, path), "label": str(label)})
         return sorted(entries, key=lambda entry: hashlib.sha256(os.path.basename(entry["image"]).encode()).hexdigest())
+
+    def _entry(self, datastore: Studies, image: str, path: Path | str) -> dict:
+        """An image in a datalist."""
+        mpp = known_mpp_of(datastore.get_image_info(image).get("mpp"), self.conf.get("mpp"))
+        return {"image": str(path), **({"mpp": mpp} if mpp else {})}
