@@ -330,6 +330,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         "gaps": Setting(Literal["keep", "close", "auto"], "lines of background drawn between nuclei that touch"),
         "limit_groups": Setting(Count | None, "patients of the primary domain to train on"),
+        "limit_draw": Setting(CountOrNone, "which patients: 0 the first ones, else a random draw by this number"),
         "held_out": Setting(ShareBelow1, "of each training image, for validation where there is none"),
         "leakage": Setting(Literal["refuse", "allow"], "what to do where test images are trained on", free=True),
         "overlay_images": Setting(CountOrNone, "validation images in the overlay at the end; 0: none", free=True),

@@ -303,6 +303,13 @@ def test_real_counts_and_patients(real_data):
     limited = load_items(domains, "training", limit_groups=2)
     assert {item["group"] for item in limited if item["domain"] == 0} == {"tnbc/01", "tnbc/02"}
 
+    def drawn(draw: int, count: int) -> set:
+        items = load_items(domains, "training", limit_groups=count, limit_draw=draw)
+        return {item["group"] for item in items if item["domain"] == 0}
+
+    assert all(drawn(draw, 1) < drawn(draw, 3) for draw in range(6)), "more are the same ones and others"
+    assert len({frozenset(drawn(draw, 2)) for draw in range(6)}) > 2
+
 
 def test_a_datalist_may_be_given_in_place_of_its_file(folder):
     entries = json.loads((folder / "beta" / "split.json").read_text())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from scripts.data.datalists import SPLITS, check_files, find_datalist, is_domain, list_entries, read_object, stem_of
 from scripts.errors import DataError
 
@@ -175,7 +176,7 @@ def training_mpp(domains: Sequence[dict], target_mpp: float | None) -> float | N
 
 
 def load_items(
-    domains: Sequence[dict], split: str, limit_groups: int | None = None, required: bool = False
+    domains: Sequence[dict], split: str, limit_groups: int | None = None, required: bool = False, limit_draw: int = 0
 ) -> list[dict]:
     """
     List the items of one split of all domains.
@@ -192,8 +193,9 @@ def load_items(
     Args:
         domains: the domain list, see :func:`check_domains`.
         split: ``"training"``, ``"validation"`` or ``"testing"``.
-        limit_groups: keep only the first so many groups of the primary's training part, in sorted order, for
-            experiments with little data.
+        limit_groups: keep only so many groups of the primary's training part, for experiments with little data.
+        limit_draw: which: 0 the first ones in sorted order; another number a random order of its own, of which more
+            groups are those of fewer and others.
         required: there must be an item in some domain, and domains without any are named in a warning.
 
     Returns:
@@ -234,7 +236,9 @@ def load_items(
             for entry in entries
         ]
         if limit_groups is not None and split == "training" and index == 0:
-            kept = sorted({item["group"] for item in part})[:limit_groups]
+            groups = sorted({item["group"] for item in part})
+            order = np.random.default_rng(limit_draw).permutation(len(groups)) if limit_draw else range(len(groups))
+            kept = {groups[n] for n in list(order)[:limit_groups]}
             part = [item for item in part if item["group"] in kept]
         items += part
     if required and not items:

@@ -41,6 +41,7 @@ def training_dataset(
     cache_rate: float,
     domains: Sequence[dict] = (),
     limit_groups: int | None = None,
+    limit_draw: int = 0,
     gaps: str = "auto",
     held_out: float = 0.0,
     teacher: Callable[[Sequence[Mapping[str, Any]]], list[dict]] | None = None,
@@ -56,7 +57,7 @@ def training_dataset(
         cache_dir, windows_per_image, window_size: with "on", see :class:`FeatureDataset`.
         cache_rate: with "off", share of the images that is held in memory.
         domains: the domain list.
-        limit_groups: of the primary domain, see ``load_items``.
+        limit_groups, limit_draw: of the primary domain, see ``load_items``.
         gaps: what becomes of gaps between nuclei, see :func:`scripts.data.annotation_style.set_gaps`.
         held_out: share of each image that is left out, see :func:`scripts.data.holding_out.training_span`.
         teacher: gives a label to items that have none; None leaves them without.
@@ -68,7 +69,7 @@ def training_dataset(
     if cache not in CACHE_MODES:
         raise ValueError(f"cache must be {' or '.join(CACHE_MODES)}, got {cache!r}")
     if not data or "domain" not in data[0]:
-        data = load_items(domains, "training", limit_groups)
+        data = load_items(domains, "training", limit_groups, limit_draw=limit_draw)
     data = set_gaps(data, domains, gaps)  # of those who drew them: a teacher draws no gaps
     if teacher is not None:
         data = teacher(data)
