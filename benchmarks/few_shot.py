@@ -6,7 +6,8 @@ What do a few labelled tiles of one's own bring: to the slide, other patients, o
 
 ``--case patients``: of each organ with more patients than the most tiles, 1, 2 and 5 images of as many patients are
 labelled (the training and validation parts, which name organs), ``training`` goes on from the shipped weights with
-``configs/few_shot.json``, and every other image is segmented before and after. ``--case slide``: of each test image a
+``configs/few_shot.json``, and the organ's other images, and the validation images of other organs, are segmented before
+and after. ``--case slide``: of each test image a
 quarter is labelled, and the other three are segmented. The training's own sets are evaluated on their validation parts.
 What is done is skipped when the command is given again. Writes ``few_shot.csv``, one row for each model and image.
 """
@@ -69,10 +70,11 @@ def by_patient(parts: dict, counts: list[int]) -> list[tuple]:
     runs = []
     for organ, patients in organs.items():
         if len(patients) > max(counts):
+            others = [entry for entry in parts["validation"] if entry["organ"] != organ]
             for count in counts:
                 labelled = list(patients.values())[:count]
-                own = {entry["patient"] for entry in labelled}
-                runs.append((f"{organ}_{count}", organ, labelled, [e for e in entries if e["patient"] not in own]))
+                own = [e for e in entries if e["organ"] == organ and e["patient"] not in list(patients)[:count]]
+                runs.append((f"{organ}_{count}", organ, labelled, own + others))
     return runs
 
 
