@@ -188,7 +188,7 @@ def load_items(
     ``training/labels``, and so for validation and testing; or ``images`` and ``labels`` alone, which are split here.
     That split orders the names by their SHA-256 and takes 15 % for validation (at least one of two or more images),
     15 % for testing and the rest for training: the same everywhere, but blind to patients; keep those apart with a
-    ``split.json``.
+    ``split.json``. Of an unlabelled domain without ``labels``, where nothing could be measured, all are for training.
 
     Args:
         domains: the domain list, see :func:`check_domains`.
