@@ -27,8 +27,8 @@ class Teacher:
     """
     A trained model that labels the training images of the domains that have no labels.
 
-    They are labelled once, before the first step, as whole nuclei, and by several looks (``views``): "data distillation"
-    (Radosavovic et al., arXiv:1712.04440). Its nuclei go to ``folder/DOMAIN/NUMBER_IMAGE.tif`` (instances), and
+    They are labelled once, before the first step, as whole nuclei, by several looks (``views``): "data distillation"
+    (Radosavovic et al., arXiv:1712.04440). They go to ``folder/DOMAIN/NUMBER_IMAGE.tif`` (instances), and
     drawn on the image to ``folder/DOMAIN_overlays/NUMBER_IMAGE.jpg``; what is there already, of this run, is kept.
 
     Args:
