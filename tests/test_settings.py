@@ -46,7 +46,8 @@ def test_table_and_config_have_the_same_keys(config):
 def test_what_the_configs_say_is_allowed(config):
     judge(config, DEFAULTS[config])
     if config == "train":
-        judge(config, DEFAULTS[config], json.loads((BUNDLE / "configs" / "few_shot.json").read_text()))
+        for recipe in ("few_shot", "no_labels", "unseen"):
+            judge(config, DEFAULTS[config], json.loads((BUNDLE / "configs" / f"{recipe}.json").read_text()))
     for setting in SETTINGS[config].values():
         assert allowed(setting) and setting.help and "\n" not in setting.help
 

@@ -219,3 +219,18 @@ def test_a_domain_list_says_it_in_place_of_the_key(open_training, data, tmp_path
     open_training(tmp_path, domains=domains, max_epochs=1, cache="off", domain_images=0, overlay_images=0).run()
     settings = json.loads((tmp_path / "synthetic_pink_ama_seed0" / "train.json").read_text())
     assert settings["domains"][1]["labels"] is False
+
+
+def test_the_recipe_for_images_without_labels_begins_with_its_teacher(open_training, data, teacher, tmp_path, caplog):
+    """Of a folder that holds ``images/`` and nothing else; without a primary named there is nothing to label."""
+    shutil.rmtree(data / "synthetic_pink" / "labels")
+    (data / "synthetic_pink" / "split.json").unlink(missing_ok=True)
+    recipe = json.loads((BUNDLE / "configs" / "no_labels.json").read_text())
+    own = {"init_model": str(teacher), "max_epochs": 1, "batches_per_epoch": 2, "overlay_images": 0}
+    shared = {"dataset_dir": str(data), "cache_windows": 1, "cache_dir": str(tmp_path / "features")}
+    with caplog.at_level(logging.INFO):
+        open_training(tmp_path, **{**recipe, **own, **shared, "primary": "synthetic_pink"}).run()
+    run_dir = tmp_path / "synthetic_pink_joint_seed0"
+    images = list((data / "synthetic_pink" / "images").iterdir())
+    assert len(list((run_dir / "pseudo_labels" / "synthetic_pink").iterdir())) == len(images)
+    assert read_model_file(run_dir / "model.pt")["provenance"]["epoch"] == 1
