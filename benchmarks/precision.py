@@ -1,7 +1,8 @@
 """
 What bfloat16, or half the resolution, costs and saves: time, Dice, AJI, F1 and nuclei, with evaluate.json as it is.
 
-    python benchmarks/precision.py --dataset_dir DATA --domains tnbc monuseg [--split validation] [--limit 5] [--half]
+    python benchmarks/precision.py --dataset_dir DATA --domains tnbc monuseg [--split validation] [--limit 5]
+        [--half | --openvino]
 
 Each image is segmented with each precision in turn. Prints, for each domain, the mean of the scores, the difference to
 float32, of the mean and of the image that lost most, and the ratio of the CPU time of the network alone.
@@ -22,6 +23,12 @@ PRECISIONS = {
     "encoder bfloat16": {"amp": False, "encoder_precision": "bfloat16"},
     "bfloat16": {"amp": True},
 }
+OPENVINO = {
+    "float32": {"amp": False},
+    "bfloat16": {"amp": True},
+    "OpenVINO float32": {"amp": False, "runtime": "openvino"},
+    "OpenVINO bfloat16": {"runtime": "openvino"},
+}
 HALF = {"float32": {"amp": False}, "0.5 um": {"amp": False, "target_mpp": 0.5, "min_area": 10}}
 
 
@@ -33,6 +40,7 @@ def main() -> None:
     parser.add_argument("--ckpt_path", help="weights other than the bundle's")
     parser.add_argument("--limit", type=int, help="images of a domain")
     parser.add_argument("--half", action="store_true", help="0.5 um a pixel instead of bfloat16; images are of 0.25")
+    parser.add_argument("--openvino", action="store_true", help="PyTorch and OpenVINO, each in both precisions")
     args = parser.parse_args()
 
     print(describe_machine())
@@ -44,7 +52,7 @@ def main() -> None:
             name: open_config(
                 "evaluate", "inference", domains=_domain(args, domain), split=args.split, **weights, **given
             )
-            for name, given in (HALF if args.half else PRECISIONS).items()
+            for name, given in (HALF if args.half else OPENVINO if args.openvino else PRECISIONS).items()
         }
         scores = _scores(configs, args.limit)
         first = scores["float32"]

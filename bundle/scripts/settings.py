@@ -161,6 +161,11 @@ _ROOT = {"bundle_root": Setting(Folder, "folder of the bundle")}
 _SEED = {"seed": Setting(Seed, "of all random numbers")}
 _DEVICE = {"device": Setting(Device, "where the network runs", free=True)}
 _AMP = {"amp": Setting(Bool, "mixed precision; on a CPU it pays where that has units for bfloat16")}
+_RUNTIME = {
+    "runtime": Setting(
+        Literal["torch", "openvino"], "what runs the network; openvino is a package for CPUs with units for bfloat16"
+    )
+}
 _COMPILE = {"compile": Setting(Bool, "compile the network first: pays where much is to be done", free=True)}
 _DATA = {
     "dataset_dir": Setting(Path, "folder of the domains' folders"),
@@ -244,6 +249,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             "files to write of each image",
         ),
         "label_format": Setting(Literal["png", "tif", "nii.gz", "ome.tif", "ome.zarr"], "of the instances"),
+        **_RUNTIME,
         **_COMPILE,
         **_SEED,
     },
@@ -266,6 +272,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "resume": Setting(Bool, "go on where an interrupted run stopped"),
         "cluster": Setting(Cluster | None, "Dask workers that share the slides"),
         "workers": Setting(CountOrNone, "processes that read and write tiles; 0: this one"),
+        **_RUNTIME,
         **_COMPILE,
         **_SEED,
     },
@@ -368,6 +375,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_TRACKING,
         "run_name": Setting(Text, "name of the MLflow run"),
         **_RUN_ID,
+        **_RUNTIME,
         **_COMPILE,
         **_SEED,
     },

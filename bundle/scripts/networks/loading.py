@@ -14,6 +14,7 @@ from scripts.networks.ama_sam import AMASAM
 from scripts.networks.exported import read_export
 from scripts.networks.model_file import read_model_file, write_model_file
 from scripts.networks.model_info import DECODERS, EXPORTS, ModelInfo, describe_decoder, model_info, taught
+from scripts.networks.runtime import run_by
 from scripts.networks.sam_encoders import BACKBONES, build_encoder
 from torch import nn
 
@@ -94,6 +95,8 @@ def load_network(
     precision: str = "float32",
     info: ModelInfo | None = None,
     network: nn.Module | None = None,
+    runtime: str = "torch",
+    amp: bool = False,
 ) -> nn.Module:
     """
     The network to segment with, from whatever the file is: ``.ts`` is TorchScript and ``.onnx`` ONNX, both as MONAI's
@@ -105,20 +108,22 @@ def load_network(
         precision: of the encoder's arithmetic, see ``sam_encoders.FrozenEncoder``; exports compute in single precision.
         info: what the file says, as ``model_info.model_info`` gives it; None reads it.
         network: is filled instead of what the file describes, for one whose parts are not ours.
+        runtime: ``openvino`` has a model file run by OpenVINO, see ``runtime.run_by``.
+        amp: whether it then computes in bfloat16; PyTorch is told so where the network is called.
 
     Returns:
         in eval mode, (B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W).
 
     Raises:
-        DataError: when the file is missing or broken.
+        DataError: when the file is missing or broken, or the runtime cannot run it.
     """
     device = torch.device(device)
     if Path(path).suffix in EXPORTS:
-        return read_export(path, device)
+        return run_by(runtime, read_export(path, device), path, device, amp)
     if network is None:
         info = info or model_info(path)
         network = build_network(path, info.backbone, info.decoder, precision, info.targets, info.adapters)
-    return load_model(network.to(device), path)
+    return run_by(runtime, load_model(network.to(device), path), path, device, amp)
 
 
 def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:

@@ -11,7 +11,7 @@ from scripts.errors import DataError
 from scripts.networks.model_file import split_about
 from scripts.networks.sam_encoders import BACKBONES, FrozenEncoder, build_encoder, load_backbone
 
-__all__ = ["OFFICIAL_WEIGHTS", "find_backbone_weights", "load_encoder", "read_checkpoint"]
+__all__ = ["OFFICIAL_WEIGHTS", "find_backbone_weights", "load_encoder", "read_checkpoint", "user_cache"]
 
 
 class Weights(NamedTuple):
@@ -114,7 +114,7 @@ def find_backbone_weights(
             return file
     if official is None:
         raise DataError(backbone, "this backbone has no published weights", _hint(backbone))
-    file = _cache_dir() / official.name
+    file = user_cache() / official.name
     if not file.is_file():
         _download(backbone, official, file)
     return file
@@ -137,7 +137,8 @@ def read_checkpoint(file: str | os.PathLike, hint: str) -> dict[str, Any]:
     return split_about(checkpoint)
 
 
-def _cache_dir() -> Path:
+def user_cache() -> Path:
+    """Where what can be had again is kept: ``$AMA_SAM_CACHE`` or ``~/.cache/ama_sam``."""
     return Path(os.environ.get("AMA_SAM_CACHE") or "~/.cache/ama_sam").expanduser()
 
 
@@ -154,4 +155,4 @@ def _hint(backbone: str) -> str:
     give = "give another file with `--backbone_weights PATH`"
     if official is None:
         return f"Please {give} (`random` in tests)"
-    return f"Run `curl -fL --create-dirs -o {_cache_dir() / official.name} {official.url}`, or {give}"
+    return f"Run `curl -fL --create-dirs -o {user_cache() / official.name} {official.url}`, or {give}"

@@ -1,0 +1,185 @@
+"""
+A network run by OpenVINO instead of PyTorch, on a CPU: in bfloat16 it takes two thirds of the time of PyTorch's mixed
+precision (docs/experiments.md); in single precision it is no faster. ONNX Runtime is not, either.
+
+The compiled model is kept in the user's cache. It takes tiles of any size and number, so there is one of each model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from scripts.errors import DataError
+from scripts.files import atomic_path, sha256_of
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.sam_encoders import TINY_VITS
+from scripts.networks.weights import user_cache
+from torch import nn
+
+__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "run_by"]
+
+RUNTIMES = ("torch", "openvino")
+# root mean square of the differences of logits to PyTorch's, as a share of that of the logits, of the first tile
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+VERSION = 1  # raised when the same model file gives another compiled model
+# what is traced; no window of TinyViT divides its grids, so the graph has the filling that other sizes may need
+TRACED = (2, 3, 96, 160)
+_KEEP = "Leave --runtime out"
+
+
+def run_by(
+    runtime: str, network: nn.Module, path: str | os.PathLike, device: torch.device | str, amp: bool
+) -> nn.Module:
+    """
+    The network as that runtime runs it.
+
+    Args:
+        runtime: one of :data:`RUNTIMES`; ``torch`` gives the network itself back.
+        network: in eval mode.
+        path: its model file, whose content names the compiled model.
+        device: where it runs.
+        amp: in bfloat16 instead of single precision.
+
+    Raises:
+        DataError: when OpenVINO is not installed, or cannot run this network, here, so.
+    """
+    if runtime == "torch":
+        return network
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if torch.device(device).type != "cpu":
+        raise DataError("runtime", f"OpenVINO is for CPUs, and the device is {device}", f"{_KEEP}, or add --device cpu")
+    if not isinstance(network, AMASAM) or network.image_encoder.backbone_type not in TINY_VITS:
+        problem = f"OpenVINO runs model files whose encoder is vit_t, and {path} is another"
+        raise DataError("runtime", problem, _KEEP)
+    if network.image_encoder.precision != "float32":
+        raise DataError("runtime", "OpenVINO has one precision for all", "Leave --encoder_precision out, --amp is it")
+    return OpenVinoNetwork(network, path, "bfloat16" if amp else "float32")
+
+
+class OpenVinoNetwork(nn.Module):
+    """
+    An ``AMASAM`` that OpenVINO runs, with as many threads as PyTorch would.
+
+    Args:
+        network: which; PyTorch runs it once, for the first tile, to compare.
+        path: its model file.
+        precision: of the products, ``float32`` or ``bfloat16``.
+
+    Raises:
+        DataError: when OpenVINO is not installed, or the CPU has no units for bfloat16.
+    """
+
+    def __init__(self, network: AMASAM, path: str | os.PathLike, precision: str) -> None:
+        super().__init__()
+        self.targets, self.precision = network.targets, precision
+        self.image_encoder = _Heard(network.image_encoder.strides[-2:])
+        self._path = Path(path)
+        self._model = _compiled(network, self._path, precision)
+        self._unchecked: list[nn.Module] = [network]  # in a list it is no part of this module
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        (B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W).
+
+        Raises:
+            DataError: when those of the first tile are not PyTorch's, see :data:`TOLERANCE`.
+        """
+        answer = self._model(image.detach().float().contiguous().numpy())
+        logits, *features = (torch.from_numpy(answer[index]) for index in range(len(answer)))
+        if self._unchecked:
+            self._check(image, logits)
+        self.image_encoder(features)
+        return logits
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: ``torch.compile`` has nothing to do here."""
+        raise DataError("compile", "OpenVINO compiles the network itself", "Leave --compile or --runtime out")
+
+    def _check(self, image: torch.Tensor, logits: torch.Tensor) -> None:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            wanted = self._unchecked[0](image.float())
+        share = float((logits - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+        if not share <= TOLERANCE[self.precision]:  # nor is what is not a number
+            problem = (
+                f"OpenVINO in {self.precision} is {share:.2g} of the logits away from PyTorch on the first tile, "
+                f"more than {TOLERANCE[self.precision]}"
+            )
+            raise DataError(self._path, problem, f"{_KEEP}, and please report it")
+        self._unchecked.clear()
+
+
+class _Heard(nn.Module):
+    """Stands for the encoder before those who listen to it: gives on the features that it is given."""
+
+    def __init__(self, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.strides = strides
+
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        return features
+
+
+class _Whole(nn.Module):
+    """Logits, and of the encoder's features those that tell how far an image lies from the training domains."""
+
+    def __init__(self, network: AMASAM) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features = self.network.image_encoder(image)
+        return (self.network.decoder(features, image)[0], *features[-2:])
+
+
+def _compiled(network: AMASAM, path: Path, precision: str) -> Any:
+    try:
+        import openvino
+    except ImportError as e:
+        hint = f"Run `python -m pip install openvino`, or leave --runtime out ({e})"
+        raise DataError("runtime", "OpenVINO is not installed", hint) from e
+    core = openvino.Core()
+    if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        problem = "this CPU has no units for bfloat16, without which OpenVINO is no faster"
+        raise DataError("runtime", problem, f"{_KEEP}, or add --amp false")
+    threads = torch.get_num_threads()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+        "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+    }
+    cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
+    about = [VERSION, sha256_of(path), openvino.__version__, platform.platform(), cpu, sorted(settings.items())]
+    file = user_cache() / "openvino" / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.blob"
+    if file.is_file():
+        try:
+            return core.import_model(file.read_bytes(), "CPU", settings)
+        except RuntimeError as e:
+            raise DataError(file, f"OpenVINO cannot read it ({e})", "Remove it: it is made anew") from e
+    model = core.compile_model(_converted(network), "CPU", settings)
+    with atomic_path(file) as partial:
+        partial.write_bytes(model.export_model().getvalue())
+    return model
+
+
+def _converted(network: AMASAM) -> Any:
+    # openvino.convert_model does the same, and reports to Google Analytics that it was used
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    image = torch.zeros(TRACED)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the filling, see TRACED
+        traced = torch.jit.trace(_Whole(network), image, check_trace=False)
+    decoder = TorchScriptPythonDecoder(traced, example_input=image)  # has to live until all is converted
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape([-1, 3, -1, -1])
+    return model
