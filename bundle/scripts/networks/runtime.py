@@ -22,7 +22,7 @@ from scripts.networks.sam_encoders import TINY_VITS
 from scripts.networks.weights import user_cache
 from torch import nn
 
-__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "run_by"]
+__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "converted", "run_by", "settings_of"]
 
 RUNTIMES = ("torch", "openvino")
 # root mean square of the differences of logits to PyTorch's, as a share of that of the logits, of the first tile
@@ -91,7 +91,8 @@ class OpenVinoNetwork(nn.Module):
         Raises:
             DataError: when those of the first tile are not PyTorch's, see :data:`TOLERANCE`.
         """
-        answer = self._model(image.detach().float().contiguous().numpy())
+        request = self._model.create_infer_request()  # one for each call: several threads may
+        answer = request.infer([image.detach().float().contiguous().numpy()], share_inputs=True)
         logits, *features = (torch.from_numpy(answer[index]) for index in range(len(answer)))
         if self._unchecked:
             self._check(image, logits)
@@ -148,13 +149,7 @@ def _compiled(network: AMASAM, path: Path, precision: str) -> Any:
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         problem = "this CPU has no units for bfloat16, without which OpenVINO is no faster"
         raise DataError("runtime", problem, f"{_KEEP}, or add --amp false")
-    threads = torch.get_num_threads()
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-        "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
-    }
+    settings = settings_of(precision)
     cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
     about = [VERSION, sha256_of(path), openvino.__version__, platform.platform(), cpu, sorted(settings.items())]
     file = user_cache() / "openvino" / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.blob"
@@ -162,14 +157,25 @@ def _compiled(network: AMASAM, path: Path, precision: str) -> Any:
         try:
             return core.import_model(file.read_bytes(), "CPU", settings)
         except RuntimeError as e:
-            raise DataError(file, f"OpenVINO cannot read it ({e})", "Remove it: it is made anew") from e
-    model = core.compile_model(_converted(network), "CPU", settings)
+            raise DataError(file, "OpenVINO cannot read it", "Remove it: it is made anew") from e
+    model = core.compile_model(converted(network), "CPU", settings)
     with atomic_path(file) as partial:
         partial.write_bytes(model.export_model().getvalue())
     return model
 
 
-def _converted(network: AMASAM) -> Any:
+def settings_of(precision: str) -> dict[str, Any]:
+    """What OpenVINO compiles and runs with, in this process."""
+    return {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+        "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+    }
+
+
+def converted(network: AMASAM) -> Any:
+    """An ``openvino.Model`` of the network, of tiles of any number and size: logits, and its last two features."""
     # openvino.convert_model does the same, and reports to Google Analytics that it was used
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
