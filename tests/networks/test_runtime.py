@@ -13,13 +13,11 @@ import torch
 from conftest import BUNDLE
 from fakes import open_verb, randomised
 from PIL import Image
-from results import read_table
 from scripts.errors import DataError, root_cause
 from scripts.networks import runtime
 from scripts.networks.loading import load_network, save_model
 from scripts.networks.runtime import OpenVinoNetwork, run_by
 from scripts.nuclei.metrics import image_metrics
-from slides import segment_slide
 
 from ama_sam.closing import closing_lines
 
@@ -113,9 +111,7 @@ def test_what_is_not_pytorchs_answer_is_refused(openvino, network, cache, tmp_pa
     assert len(set(cache.glob("*.blob")) - before) == 1
     wrong = run_by("openvino", other, tmp_path / "wrong.pt", "cpu", False)
     for _ in range(2):  # it does not run the second time, either
-        with pytest.raises(
-            DataError, match=r"wrong\.pt: OpenVINO in float32 is .* away from PyTorch on the first tile"
-        ):
+        with pytest.raises(DataError, match=r"wrong\.pt: OpenVINO in float32 is .* on the first tile"):
             wrong(torch.rand(1, 3, 64, 64) * 255)
 
 
@@ -136,11 +132,8 @@ def test_inferring_finds_the_same_nuclei_and_the_same_distance_from_training(ope
     same_nuclei(torch_s, openvinos, 0.999)
     told, wanted = (json.loads((folder / "summary.json").read_text()) for folder in (openvinos, torch_s))
     assert told["arithmetic"] == "float32 by OpenVINO"
-    key = "out_of_domain"
-    assert str(told).count(key) == str(wanted).count(key) > 0
-    tables = [read_table(folder / "images.csv") for folder in (openvinos, torch_s)]
-    for one, other in zip(*tables):
-        assert float(one["domain_distance"]) == pytest.approx(float(other["domain_distance"]), abs=2e-3)
+    for one, other in zip(told["files"], wanted["files"], strict=True):
+        assert one["domain_distance"] == pytest.approx(other["domain_distance"], abs=2e-3)
 
 
 def test_bfloat16_is_what_it_computes_in_and_the_last_line_says_so(bfloat16, images, tmp_path):
@@ -149,26 +142,24 @@ def test_bfloat16_is_what_it_computes_in_and_the_last_line_says_so(bfloat16, ima
     assert ", computed in bfloat16 by OpenVINO (" in closing_lines("inferring", {"output_dir": str(out)})[0]
 
 
-def test_slides_are_the_same_by_workers(openvino, images, tmp_path):
-    tile = np.asarray(Image.open(images / "0.png"))
-    for number in range(2):
-        Image.fromarray(np.tile(tile, (2, 2, 1))[:, ::-1] if number else np.tile(tile, (2, 2, 1))).save(
-            tmp_path / f"{number}.tif", resolution=1e4 / 0.25, resolution_unit=3
-        )
-    settings = {
-        "network": {
-            "_target_": "scripts.networks.loading.load_network", "path": "@ckpt_path", "device": "@device",
-            "info": "@model", "runtime": "@runtime", "amp": "@amp",
-        },
-        "model": {"_target_": "scripts.networks.model_info.model_info", "path": "@ckpt_path"},
-        "ckpt_path": str(MODEL), "tile_size": 256, "runtime": "openvino", "amp": False, "tissue_threshold": 0.0,
-    }  # fmt: skip
-    for number in range(2):
-        alone = segment_slide(BUNDLE, tmp_path / f"{number}.tif", tmp_path / "alone", **settings)
-        shared = segment_slide(BUNDLE, tmp_path / f"{number}.tif", tmp_path / "shared", cluster="local:1", **settings)
-        assert json.loads((alone / "summary.json").read_text())["settings"]["arithmetic"] == "float32 by OpenVINO"
-        assert (alone / "nuclei.csv").read_bytes() == (shared / "nuclei.csv").read_bytes()
-        assert len(read_table(alone / "nuclei.csv")) > 10
+@pytest.mark.slow
+def test_a_slide_is_the_same_by_a_worker(openvino, images, tmp_path):
+    slide = tmp_path / "slide.tif"
+    tile = np.tile(np.asarray(Image.open(images / "0.png")), (2, 2, 1))
+    Image.fromarray(tile).save(slide, resolution=1e4 / 0.25, resolution_unit=3)
+
+    def segment(out: Path, **settings) -> Path:
+        open_verb(BUNDLE, "wsi", "inference", **{
+            "slide": str(slide), "output_dir": str(out), "device": "cpu", "tile_size": 256, "tissue_threshold": 0.0,
+            "runtime": "openvino", "amp": False, **settings,
+        }).run()  # fmt: skip
+        return out / "slide"
+
+    alone, shared = segment(tmp_path / "alone"), segment(tmp_path / "shared", cluster="local:1")
+    summary = json.loads((alone / "summary.json").read_text())
+    assert summary["settings"]["arithmetic"] == "float32 by OpenVINO" and summary["out_of_domain"] is not None
+    assert (alone / "nuclei.csv").read_bytes() == (shared / "nuclei.csv").read_bytes()
+    assert summary["nuclei"] > 30
 
 
 def test_what_it_cannot_run_is_told_before_anything_is_written(openvino, images, network, tmp_path):
