@@ -3,7 +3,7 @@ PyTorch and other runtimes: CPU seconds of the shipped network on square tiles, 
 
     OMP_NUM_THREADS=1 python benchmarks/runtime.py [--onnx models/model.onnx] [--sides 512 1024] [--repeat 5]
 
-OpenVINO is run as the bundle runs it, compiled for tiles of any size, and compiled for that side alone. ``--onnx`` is
+OpenVINO is run as the bundle runs it, compiled for tiles of any size, and compiled for that size alone. ``--onnx`` is
 the export of docs/exporting.md, for onnxruntime. What OpenVINO in bfloat16 costs: precision.py --openvino.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 from machine import BUNDLE, describe_machine, ratio
 
@@ -51,7 +50,6 @@ def main() -> None:
 def _runs(side: int, onnx: str | None) -> dict[str, Callable]:
     import torch
     from scripts.networks import runtime
-    from scripts.networks.exported import read_export
     from scripts.networks.loading import load_network
 
     network = load_network(MODEL)
@@ -63,21 +61,16 @@ def _runs(side: int, onnx: str | None) -> dict[str, Callable]:
     runs = {"PyTorch float32": network, "PyTorch bfloat16 (--amp true)": mixed}
     for precision in ("float32", "bfloat16"):
         runs[f"OpenVINO {precision}"] = runtime.OpenVinoNetwork(network, MODEL, precision)
-        runs[f"OpenVINO {precision}, this side alone"] = _of_one_size(network, side, precision)
+        runs[f"OpenVINO {precision}, this size alone"] = runtime.OpenVinoNetwork(network, MODEL, precision, side)
     if onnx:
-        runs["onnxruntime float32"] = read_export(Path(onnx), torch.device("cpu"))
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        runs["onnxruntime float32"] = lambda tile: torch.from_numpy(session.run(None, {name: tile.numpy()})[0])
     return runs
-
-
-def _of_one_size(network, side: int, precision: str) -> Callable:
-    import openvino
-    import torch
-    from scripts.networks.runtime import converted, settings_of
-
-    model = converted(network)
-    model.reshape([1, 3, side, side])
-    compiled = openvino.Core().compile_model(model, "CPU", settings_of(precision))
-    return lambda tile: torch.from_numpy(compiled(tile.numpy())[0])
 
 
 if __name__ == "__main__":

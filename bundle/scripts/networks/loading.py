@@ -97,6 +97,7 @@ def load_network(
     network: nn.Module | None = None,
     runtime: str = "torch",
     amp: bool = False,
+    tile_size: int | None = None,
 ) -> nn.Module:
     """
     The network to segment with, from whatever the file is: ``.ts`` is TorchScript and ``.onnx`` ONNX, both as MONAI's
@@ -110,6 +111,7 @@ def load_network(
         network: is filled instead of what the file describes, for one whose parts are not ours.
         runtime: ``openvino`` has a model file run by OpenVINO, see ``runtime.run_by``.
         amp: whether it then computes in bfloat16; PyTorch is told so where the network is called.
+        tile_size: see ``runtime.run_by``.
 
     Returns:
         in eval mode, (B, 3, H, W) RGB in [0, 255] -> logits (B, C, H, W).
@@ -119,11 +121,11 @@ def load_network(
     """
     device = torch.device(device)
     if Path(path).suffix in EXPORTS:
-        return run_by(runtime, read_export(path, device), path, device, amp)
+        return run_by(runtime, read_export(path, device), path, device, amp, tile_size)
     if network is None:
         info = info or model_info(path)
         network = build_network(path, info.backbone, info.decoder, precision, info.targets, info.adapters)
-    return run_by(runtime, load_model(network.to(device), path), path, device, amp)
+    return run_by(runtime, load_model(network.to(device), path), path, device, amp, tile_size)
 
 
 def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:

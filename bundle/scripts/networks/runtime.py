@@ -2,7 +2,9 @@
 A network run by OpenVINO instead of PyTorch, on a CPU: in bfloat16 it takes two thirds of the time of PyTorch's mixed
 precision (docs/experiments.md); in single precision it is no faster. ONNX Runtime is not, either.
 
-The compiled model is kept in the user's cache. It takes tiles of any size and number, so there is one of each model.
+What it compiles is kept in the user's cache: of a model one that takes tiles of any size and number and, a sixth faster,
+one for single tiles of one size. Which of them a tile goes to is told by its shape alone, so answers do not depend on
+what came before.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from scripts.networks.sam_encoders import TINY_VITS
 from scripts.networks.weights import user_cache
 from torch import nn
 
-__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "converted", "run_by", "settings_of"]
+__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "run_by"]
 
 RUNTIMES = ("torch", "openvino")
 # root mean square of the differences of logits to PyTorch's, as a share of that of the logits, of the first tile
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+ANY = (-1, 3, -1, -1)
 VERSION = 1  # raised when the same model file gives another compiled model
 # what is traced; no window of TinyViT divides its grids, so the graph has the filling that other sizes may need
 TRACED = (2, 3, 96, 160)
@@ -34,7 +37,12 @@ _KEEP = "Leave --runtime out"
 
 
 def run_by(
-    runtime: str, network: nn.Module, path: str | os.PathLike, device: torch.device | str, amp: bool
+    runtime: str,
+    network: nn.Module,
+    path: str | os.PathLike,
+    device: torch.device | str,
+    amp: bool = False,
+    tile_size: int | None = None,
 ) -> nn.Module:
     """
     The network as that runtime runs it.
@@ -45,6 +53,7 @@ def run_by(
         path: its model file, whose content names the compiled model.
         device: where it runs.
         amp: in bfloat16 instead of single precision.
+        tile_size: side of the tiles that most of the work is on, if there is one.
 
     Raises:
         DataError: when OpenVINO is not installed, or cannot run this network, here, so.
@@ -60,7 +69,7 @@ def run_by(
         raise DataError("runtime", problem, _KEEP)
     if network.image_encoder.precision != "float32":
         raise DataError("runtime", "OpenVINO has one precision for all", "Leave --encoder_precision out, --amp is it")
-    return OpenVinoNetwork(network, path, "bfloat16" if amp else "float32")
+    return OpenVinoNetwork(network, path, "bfloat16" if amp else "float32", tile_size)
 
 
 class OpenVinoNetwork(nn.Module):
@@ -68,21 +77,23 @@ class OpenVinoNetwork(nn.Module):
     An ``AMASAM`` that OpenVINO runs, with as many threads as PyTorch would.
 
     Args:
-        network: which; PyTorch runs it once, for the first tile, to compare.
+        network: which; PyTorch runs it too, for the first tile, to compare.
         path: its model file.
         precision: of the products, ``float32`` or ``bfloat16``.
+        tile_size: side of the square tiles for which a model of their own is compiled; None: for no size.
 
     Raises:
         DataError: when OpenVINO is not installed, or the CPU has no units for bfloat16.
     """
 
-    def __init__(self, network: AMASAM, path: str | os.PathLike, precision: str) -> None:
+    def __init__(self, network: AMASAM, path: str | os.PathLike, precision: str, tile_size: int | None = None) -> None:
         super().__init__()
         self.targets, self.precision = network.targets, precision
         self.image_encoder = _Heard(network.image_encoder.strides[-2:])
-        self._path = Path(path)
-        self._model = _compiled(network, self._path, precision)
-        self._unchecked: list[nn.Module] = [network]  # in a list it is no part of this module
+        self._path, self._core = Path(path), _core(precision)
+        self._eager = [network]  # in a list it is no part of this module
+        self._own_shape = (1, 3, tile_size, tile_size)
+        self._models: dict[tuple, Any] = {}
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """
@@ -91,11 +102,17 @@ class OpenVinoNetwork(nn.Module):
         Raises:
             DataError: when those of the first tile are not PyTorch's, see :data:`TOLERANCE`.
         """
-        request = self._model.create_infer_request()  # one for each call: several threads may
+        shape = self._own_shape if image.shape == self._own_shape else ANY
+        first = shape not in self._models
+        model = (
+            _compiled(self._core, self._eager[0], self._path, self.precision, shape) if first else self._models[shape]
+        )
+        request = model.create_infer_request()  # one for each call: several threads may
         answer = request.infer([image.detach().float().contiguous().numpy()], share_inputs=True)
         logits, *features = (torch.from_numpy(answer[index]) for index in range(len(answer)))
-        if self._unchecked:
+        if first:
             self._check(image, logits)
+            self._models[shape] = model
         self.image_encoder(features)
         return logits
 
@@ -105,7 +122,7 @@ class OpenVinoNetwork(nn.Module):
 
     def _check(self, image: torch.Tensor, logits: torch.Tensor) -> None:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            wanted = self._unchecked[0](image.float())
+            wanted = self._eager[0](image.float())
         share = float((logits - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
         if not share <= TOLERANCE[self.precision]:  # nor is what is not a number
             problem = (
@@ -113,7 +130,6 @@ class OpenVinoNetwork(nn.Module):
                 f"more than {TOLERANCE[self.precision]}"
             )
             raise DataError(self._path, problem, f"{_KEEP}, and please report it")
-        self._unchecked.clear()
 
 
 class _Heard(nn.Module):
@@ -139,7 +155,7 @@ class _Whole(nn.Module):
         return (self.network.decoder(features, image)[0], *features[-2:])
 
 
-def _compiled(network: AMASAM, path: Path, precision: str) -> Any:
+def _core(precision: str) -> Any:
     try:
         import openvino
     except ImportError as e:
@@ -149,22 +165,27 @@ def _compiled(network: AMASAM, path: Path, precision: str) -> Any:
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         problem = "this CPU has no units for bfloat16, without which OpenVINO is no faster"
         raise DataError("runtime", problem, f"{_KEEP}, or add --amp false")
-    settings = settings_of(precision)
-    cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
-    about = [VERSION, sha256_of(path), openvino.__version__, platform.platform(), cpu, sorted(settings.items())]
+    return core
+
+
+def _compiled(core: Any, network: AMASAM, path: Path, precision: str, shape: tuple) -> Any:
+    """From the cache, or made and kept there."""
+    settings = _settings(precision)
+    of_here = [core.get_versions("CPU")["CPU"].build_number, core.get_property("CPU", "FULL_DEVICE_NAME")]
+    about = [VERSION, sha256_of(path), shape, *of_here, platform.platform(), sorted(settings.items())]
     file = user_cache() / "openvino" / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.blob"
     if file.is_file():
         try:
             return core.import_model(file.read_bytes(), "CPU", settings)
         except RuntimeError as e:
             raise DataError(file, "OpenVINO cannot read it", "Remove it: it is made anew") from e
-    model = core.compile_model(converted(network), "CPU", settings)
+    model = core.compile_model(_converted(network, shape), "CPU", settings)
     with atomic_path(file) as partial:
         partial.write_bytes(model.export_model().getvalue())
     return model
 
 
-def settings_of(precision: str) -> dict[str, Any]:
+def _settings(precision: str) -> dict[str, Any]:
     """What OpenVINO compiles and runs with, in this process."""
     return {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -174,8 +195,8 @@ def settings_of(precision: str) -> dict[str, Any]:
     }
 
 
-def converted(network: AMASAM) -> Any:
-    """An ``openvino.Model`` of the network, of tiles of any number and size: logits, and its last two features."""
+def _converted(network: AMASAM, shape: tuple[int, ...]) -> Any:
+    """An ``openvino.Model``: images of that shape, -1 being any number, to logits and the encoder's last two features."""
     # openvino.convert_model does the same, and reports to Google Analytics that it was used
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -187,5 +208,5 @@ def converted(network: AMASAM) -> Any:
     decoder = TorchScriptPythonDecoder(traced, example_input=image)  # has to live until all is converted
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
-    model.reshape([-1, 3, -1, -1])
+    model.reshape(list(shape))
     return model
