@@ -2,9 +2,9 @@
 A network run by OpenVINO instead of PyTorch, on a CPU: in bfloat16 it takes two thirds of the time of PyTorch's mixed
 precision (docs/experiments.md); in single precision it is no faster. ONNX Runtime is not, either.
 
-What it compiles is kept in the user's cache: of a model one that takes tiles of any size and number and, a sixth faster,
-one for single tiles of one size. Which of them a tile goes to is told by its shape alone, so answers do not depend on
-what came before.
+What it compiles is kept in the user's cache: of a model one that takes tiles of any size and number and one, a sixth
+faster, for single tiles of one size. Which of them a tile goes to is told by its shape alone, so answers do not depend
+on what came before.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ class OpenVinoNetwork(nn.Module):
             DataError: when those of the first tile are not PyTorch's, see :data:`TOLERANCE`.
         """
         shape = self._own_shape if image.shape == self._own_shape else ANY
-        first = shape not in self._models
-        model = (
-            _compiled(self._core, self._eager[0], self._path, self.precision, shape) if first else self._models[shape]
-        )
+        model = self._models.get(shape)
+        first = model is None
+        if first:
+            model = _compiled(self._core, self._eager[0], self._path, self.precision, shape)
         request = model.create_infer_request()  # one for each call: several threads may
         answer = request.infer([image.detach().float().contiguous().numpy()], share_inputs=True)
         logits, *features = (torch.from_numpy(answer[index]) for index in range(len(answer)))
@@ -196,13 +196,13 @@ def _settings(precision: str) -> dict[str, Any]:
 
 
 def _converted(network: AMASAM, shape: tuple[int, ...]) -> Any:
-    """An ``openvino.Model``: images of that shape, -1 being any number, to logits and the encoder's last two features."""
+    """An ``openvino.Model``: images of a shape, -1 being any number, to logits and the encoder's last two features."""
     # openvino.convert_model does the same, and reports to Google Analytics that it was used
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     image = torch.zeros(TRACED)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the filling, see TRACED
         traced = torch.jit.trace(_Whole(network), image, check_trace=False)
     decoder = TorchScriptPythonDecoder(traced, example_input=image)  # has to live until all is converted
