@@ -106,7 +106,8 @@ class OpenVinoNetwork(nn.Module):
         model = self._models.get(shape)
         first = model is None
         if first:
-            model = _compiled(self._core, self._eager[0], self._path, self.precision, shape)
+            with torch.autocast("cpu", enabled=False):  # what is traced would be cast for PyTorch
+                model = _compiled(self._core, self._eager[0], self._path, self.precision, shape)
         request = model.create_infer_request()  # one for each call: several threads may
         answer = request.infer([image.detach().float().contiguous().numpy()], share_inputs=True)
         logits, *features = (torch.from_numpy(answer[index]) for index in range(len(answer)))
@@ -202,7 +203,7 @@ def _converted(network: AMASAM, shape: tuple[int, ...]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     image = torch.zeros(TRACED)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of the filling, see TRACED
         traced = torch.jit.trace(_Whole(network), image, check_trace=False)
     decoder = TorchScriptPythonDecoder(traced, example_input=image)  # has to live until all is converted
