@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from scripts.networks.sam_encoders import TINY_VITS
 from scripts.networks.weights import user_cache
 from torch import nn
 
-__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "run_by"]
+__all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "import_openvino", "run_by"]
 
 RUNTIMES = ("torch", "openvino")
 # root mean square of the differences of logits to PyTorch's, as a share of that of the logits, of the first tile
@@ -156,13 +158,24 @@ class _Whole(nn.Module):
         return (self.network.decoder(features, image)[0], *features[-2:])
 
 
-def _core(precision: str) -> Any:
+def import_openvino() -> ModuleType:
+    """
+    The package, without the part of it that tells Google Analytics each time it is imported.
+
+    Raises:
+        DataError: when it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # "not installed": OpenVINO then does without
     try:
         import openvino
     except ImportError as e:
         hint = f"Run `python -m pip install openvino`, or leave --runtime out ({e})"
         raise DataError("runtime", "OpenVINO is not installed", hint) from e
-    core = openvino.Core()
+    return openvino
+
+
+def _core(precision: str) -> Any:
+    core = import_openvino().Core()
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         problem = "this CPU has no units for bfloat16, without which OpenVINO is no faster"
         raise DataError("runtime", problem, f"{_KEEP}, or add --amp false")
@@ -198,7 +211,6 @@ def _settings(precision: str) -> dict[str, Any]:
 
 def _converted(network: AMASAM, shape: tuple[int, ...]) -> Any:
     """An ``openvino.Model``: images of a shape, -1 being any number, to logits and the encoder's last two features."""
-    # openvino.convert_model does the same, and reports to Google Analytics that it was used
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
