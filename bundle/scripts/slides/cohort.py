@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -8,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scripts.cluster import on_cluster
 from scripts.errors import DataError
 from scripts.executed_config import executed_config
 from scripts.files import atomic_path, has_columns, walk_files, write_table
 from scripts.owned import OwnFiles
-from scripts.slides.cluster import attempt, on_cluster
+from scripts.slides.on_worker import attempt, segment_on_worker
 from scripts.slides.result_folder import read_summary
 from tqdm import tqdm
 
@@ -75,7 +77,7 @@ def segment_slides(
     files = OwnFiles(output_dir, [report] if has_columns(Path(output_dir) / report, ERROR_COLUMNS) else ())
     files.check([report, *TABLES])
     errors = []
-    for number, (slide, outcome) in enumerate(_outcomes(mine, segmenter, cluster), start=1):
+    for number, (slide, outcome) in enumerate(_outcomes(mine, segmenter, cluster, output_dir), start=1):
         if problem := outcome.get("problem"):
             errors.append({"slide": slide, "problem": problem})
             logger.error("skipped %s", problem)
@@ -93,14 +95,21 @@ def segment_slides(
 
 
 def _outcomes(
-    folders: Mapping[str, Path], segmenter: Callable[[str, Path], dict[str, Any]], cluster: str | None
+    folders: Mapping[str, Path],
+    segmenter: Callable[[str, Path], dict[str, Any]],
+    cluster: str | None,
+    output_dir: str | os.PathLike,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if cluster is None:
         yield from ((slide, attempt(segmenter, slide, folder)) for slide, folder in folders.items())
         return
+    config = json.dumps({key: value for key, value in executed_config().items() if key != "_meta_"}, default=str)
+    calls = ((slide, (config, slide, str(folder))) for slide, folder in folders.items())
+    quiet = {"TQDM_DISABLE": "1"}
     nuclei = failed = 0
     with tqdm(total=len(folders), desc="slides", unit="slide", smoothing=0.05) as bar:
-        for slide, outcome in on_cluster(cluster, executed_config(), folders):
+        for slide, outcome, problem in on_cluster(cluster, segment_on_worker, calls, output_dir, quiet):
+            outcome = {"problem": problem} if problem else outcome
             nuclei, failed = nuclei + outcome.get("nuclei", 0), failed + ("problem" in outcome)
             bar.set_postfix(nuclei=nuclei, failed=failed, refresh=False)
             bar.update()
