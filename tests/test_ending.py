@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from scripts.ending import ENDS_WITH_STDIN
 
 PROGRAM = """
 import errno, os, signal, sys, time
@@ -43,3 +45,14 @@ def test_interruptions_end_in_two_lines(bundle_root, number):
 def test_a_full_disk_is_one_line(bundle_root):
     code, lines = end(bundle_root, 0)
     assert code == 1 and lines == ["Error: the disk is full (/data/out.png). Make room. The same command goes on."]
+
+
+def test_a_verb_ends_with_the_process_that_started_it(bundle_root):
+    """However that one ends, even by SIGKILL, which closes the pipe."""
+    start = f"import sys, time; sys.path.insert(0, {str(bundle_root)!r}); from scripts.ending import end_clearly\n"
+    program = start + "end_clearly('x'); print('ready', flush=True); time.sleep(600)"
+    command, environment = [sys.executable, "-c", program], {**os.environ, ENDS_WITH_STDIN: "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"ready\n" and process.poll() is None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1

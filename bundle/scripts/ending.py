@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import sys
 import threading
@@ -13,7 +14,10 @@ from typing import Any
 
 from scripts.errors import DataError, root_cause
 
-__all__ = ["end_clearly", "end_with_parent", "from_now_on", "when_interrupted"]
+__all__ = ["ENDS_WITH_STDIN", "end_clearly", "end_with_parent", "from_now_on", "when_interrupted"]
+
+# set for a verb by the process that started it, and that holds its standard input open as long as it lives
+ENDS_WITH_STDIN = "AMA_SAM_ENDS_WITH_STDIN"
 
 _callbacks: list[Callable[[], None]] = []
 _how_to_go_on = ""
@@ -51,6 +55,8 @@ def end_clearly(how_to_go_on: str) -> None:
     ours = threading.current_thread() is threading.main_thread()
     if ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+    if os.environ.pop(ENDS_WITH_STDIN, None):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
 
 
 def from_now_on(how_to_go_on: str) -> None:
@@ -68,6 +74,17 @@ def end_with_parent() -> None:
     """In a worker process: Ctrl-C, which reaches all of them, is the parent's to answer, without tracebacks of each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_with_stdin() -> None:
+    """
+    End when whoever started this process is gone, even by SIGKILL: what is half-written is left as by a kill.
+
+    The input ends then, on every system; a parent-death signal is Linux's alone, and comes when a thread ends.
+    """
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def _terminate(number: int, frame: Any) -> None:

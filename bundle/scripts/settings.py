@@ -415,6 +415,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "limit_groups": Setting(Groups | None, "patients of the primary domain to train on, one run for each number"),
         "split": Setting(Split, "part of the data that is tested on"),
         "jobs": Setting(Count, "runs side by side"),
+        "cluster": Setting(Cluster | None, "Dask workers that share the runs"),
         **_TRAINING,
         **_TRACKING,
         "metrics": Setting(_listed(Metric), "what to compare"),

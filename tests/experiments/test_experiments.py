@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from fakes import FakeVerb, domains_named, open_verb
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
+from scripts.experiments import verbs
+from scripts.experiments.child import NotWanted
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import PlannedRun
 from scripts.experiments.verbs import BundleVerb
@@ -207,24 +210,21 @@ def test_a_job_that_fails_leaves_the_other_alone_and_one_that_is_interrupted_end
     assert len(stopping.calls) < len(children), "those that waited were not begun"
 
 
-def test_stopping_kills_the_verbs_process(tmp_path):
-    verb, ended = BundleVerb("hangs", str(tmp_path / "missing.json"), {}), []
+def test_a_verb_that_nobody_waits_for_is_ended(tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}.'); time.sleep(600)"
+    command, wait = [sys.executable, "-c", code, str(pid)], BundleVerb._wait
+    monkeypatch.setattr(BundleVerb, "_wait", lambda self, _, look, **options: wait(self, command, look, **options))
+    monkeypatch.setattr(verbs, "_LOOK", 0.05)
 
-    def run() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            verb.run(tmp_path, {})
-        ended.append(True)
+    def look(line: str) -> None:
+        if pid.exists() and pid.read_text().endswith("."):
+            raise NotWanted
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    while not verb._running:
-        time.sleep(0.01)
-    (process,) = verb._running
-    verb.stop()
-    thread.join(timeout=30)
-    assert ended and process.returncode == -9
-    with pytest.raises(KeyboardInterrupt):
-        verb.run(tmp_path, {})
+    with pytest.raises(NotWanted):
+        BundleVerb("hangs", "missing.json", {}).run(tmp_path, {}, progress=look)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()[:-1]), 0)
 
 
 def test_another_split_evaluates_the_same_models(make):

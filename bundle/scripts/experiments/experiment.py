@@ -3,30 +3,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from functools import partial
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from mlflow.entities import Run
+from scripts.cluster import on_cluster
 from scripts.data.domains import SPLITS, check_domains, domain_names
 from scripts.errors import DataError
+from scripts.experiments.child import Child, NotWanted, run_on_worker
 from scripts.experiments.plan import LEFT_OUT, PlannedRun
 from scripts.experiments.results import RESULT
 from scripts.experiments.run_progress import RunProgress
 from scripts.experiments.verbs import BundleVerb, VerbFailed
-from scripts.files import read_json, unused_path, write_json
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.store import how_to_look
-from scripts.training.checkpoints import read_checkpoint
 from tqdm import tqdm
 
 __all__ = ["Experiment"]
-
-_STATE, _CHECKPOINT = "state.json", "checkpoint.pt"
 
 
 class Experiment:
@@ -50,6 +49,8 @@ class Experiment:
         domains: the domain list; a child that leaves out a domain is evaluated on that one, and trained on the others.
         output_dir: folder of the children's folders.
         jobs: how many children run at once; they share the processor's threads.
+        cluster: the workers of a Dask cluster run them instead, see :func:`on_cluster`. Runs are opened and closed in
+            MLflow by this process; what a verb records comes from the worker, so it must reach the store.
     """
 
     def __init__(
@@ -62,15 +63,18 @@ class Experiment:
         domains: Sequence[dict],
         output_dir: str | os.PathLike,
         jobs: int = 1,
+        cluster: str | None = None,
     ) -> None:
         if jobs < 1:
             raise DataError("jobs", f"{jobs} runs cannot go on at once", "Use 1 or more")
+        if cluster is not None and jobs > 1:
+            raise DataError("jobs", "a cluster runs as many at once as it has workers", "Leave it out")
         if split not in SPLITS:
             raise DataError("split", f"there is no '{split}'", f"Use one of {', '.join(SPLITS)}")
         self.store, self.children = store, list(children)
         self.training, self.evaluating = training, evaluating
         self.split, self.domains, self.output_dir = split, check_domains(domains), Path(output_dir)
-        self.jobs = jobs
+        self.jobs, self.cluster = jobs, cluster
         self.threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
 
     def run(self) -> None:
@@ -91,7 +95,8 @@ class Experiment:
             # the bar's time to go counts only what is run now
             bar = tqdm(total=len(self.children), initial=done, desc="experiment", unit="run", smoothing=0)
             with bar, _ended_by_sigterm():
-                failed = self._run_children(todo, parent, bar)
+                self._progress = RunProgress(bar, len(self.children))
+                failed = (self._run_here if self.cluster is None else self._run_on_cluster)(todo, parent)
             status = "FAILED" if failed else "FINISHED"
         except Exception:
             status = "FAILED"
@@ -148,106 +153,111 @@ class Experiment:
         _, evaluated = child.domains(self.domains)
         return {**child.evaluating, "split": self.split, **_named(evaluated)}
 
-    def _run_children(self, todo: Sequence[tuple[PlannedRun, Run | None]], parent: Run, bar: tqdm) -> list[str]:
-        """Run them, ``jobs`` at a time; the names of those that failed."""
-        failed = []
-        with ThreadPoolExecutor(self.jobs) as workers:
-            progress = RunProgress(bar, len(self.children))
-            names = {workers.submit(self._run_child, child, run, parent, progress): child.name for child, run in todo}
-            try:
-                for future in as_completed(names):
-                    if not future.result():
-                        failed.append(names[future])
-                    bar.update()
-            except BaseException:
-                workers.shutdown(wait=False, cancel_futures=True)
-                self.training.stop()
-                self.evaluating.stop()
-                raise
-        return failed
-
-    def _run_child(self, child: PlannedRun, run: Run | None, parent: Run, progress: RunProgress) -> bool:
-        """Train and evaluate a child; False when it failed."""
-        started = time.monotonic()
-        number = self.children.index(child) + 1
-        progress.started(number, child.name)
-        tell = partial(progress.tell, number, child.name)
+    def _open(self, child: PlannedRun, run: Run | None, parent: Run) -> _Opened:
+        """Open the child's run, or go on in an unfinished one, and make its verbs ready."""
         settings = self._settings(child)
         training, evaluated = child.domains(self.domains)
         if run is None:
             about = {"split": self.split, "primary": training[0]["name"], "settings": json.dumps(settings)}
-            tags = {**child.tags, **about}
-            run = self.store.open_child(parent, child.name, tags)
+            run = self.store.open_child(parent, child.name, {**child.tags, **about})
         else:
             run = self.store.reopen(run)
-        folder = self.output_dir / child.name
-        status, failure = "KILLED", None
-        try:
-            self._train(child, folder, run, settings["training"], tell)
-            self._evaluate(child, folder, run, tell)
-            if not self.store.holds(run, RESULT):
-                raise VerbFailed(f"evaluating: the store was away, and {RESULT} is not in it")
-            status = "FINISHED"
-        except (VerbFailed, DataError, OSError) as error:
-            status, failure = "FAILED", str(error)
-            logs = [folder / f"{verb.verb}.log" for verb in (self.training, self.evaluating)]
-            self.store.log_files(run, logs)
-        finally:
-            self.store.close(run, status, failure)
-        minutes = (time.monotonic() - started) / 60
-        shown = evaluated[0]["name"]
-        dice = self.store.metrics(run).get(f"{shown}/dice")
-        outcome = f"{shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
-        tqdm.write(f"{child.name}: {outcome}  ({minutes:.1f} min)")
+        folder, both = self.output_dir / child.name, {"run_name": child.name, **self.store.place(run)}
+        train = {**self._training_settings(child), "domains": training, "run_dir": str(folder), **both}
+        paths = {"ckpt_path": str(folder / "model.pt"), "output_dir": str(folder / self.split)}
+        evaluate = {**self._evaluating_settings(child), "domains": evaluated, **paths, **both}
+        identity = settings["training"]
+        verbs = Child(folder, self.training, self.evaluating, identity, train, evaluate, child.config, self.threads)
+        self._progress.started(self.children.index(child) + 1, child.name)
+        return _Opened(child, run, verbs, evaluated[0]["name"])
+
+    def _tell(self, opened: _Opened, line: str) -> None:
+        self._progress.tell(self.children.index(opened.planned) + 1, opened.planned.name, line)
+
+    def _close(self, opened: _Opened, failure: str | None) -> bool:
+        """End a child's run and say how it went; False when it failed."""
+        run, name = opened.run, opened.planned.name
+        if failure is None and not self.store.holds(run, RESULT):
+            failure = f"evaluating: the store was away, and {RESULT} is not in it"
+        if failure is not None:
+            self.store.log_files(run, opened.verbs.logs)
+        self.store.close(run, "FINISHED" if failure is None else "FAILED", failure)
+        minutes = (time.time() - opened.since) / 60
+        dice = self.store.metrics(run).get(f"{opened.shown}/dice")
+        outcome = f"{opened.shown} Dice {dice:.3f}" if failure is None and dice is not None else f"failed: {failure}"
+        tqdm.write(f"{name}: {outcome}  ({minutes:.1f} min)")
         return failure is None
 
-    def _train(self, child: PlannedRun, folder: Path, run: Run, identity: dict, tell: Callable[[str], None]) -> None:
-        """Train, go on training, or do nothing where this child's folder holds the trained model already."""
-        state_file, checkpoint = folder / _STATE, folder / _CHECKPOINT
-        state = read_json(state_file) if state_file.is_file() else {}
-        if "settings" not in state and (
-            foreign := [file for file in (checkpoint, folder / "model.pt") if file.exists()]
-        ):
-            hint = "Give the experiment another name or output_dir, or move it away"
-            raise DataError(foreign[0], "it was not written by an experiment and would be replaced", hint)
-        if state.get("settings") != identity:
-            _lay_aside(checkpoint, "of_other_settings")  # and never finished
-            state = {"settings": identity, "trained": False}
-            write_json(state_file, state)
-        try:
-            # a finished one: killed between the end of the training and the last line below
-            trained = state["trained"] or (checkpoint.is_file() and read_checkpoint(checkpoint).get("finished", False))
-        except DataError:
-            _lay_aside(checkpoint, "unreadable")
-            trained = False
-        if trained and (folder / "model.pt").is_file():
-            return
-        settings = {
-            **self._training_settings(child),
-            "domains": child.domains(self.domains)[0],
-            "run_name": child.name,
-            "run_dir": str(folder),
-            "resume": checkpoint.is_file(),
-            **self.store.place(run),
-        }
-        try:
-            self.training.run(folder, settings, child.config, self.threads, tell)
-        except VerbFailed as error:
-            if not settings["resume"]:
+    def _run_here(self, todo: Sequence[tuple[PlannedRun, Run | None]], parent: Run) -> list[str]:
+        """Run them, ``jobs`` at a time; the names of those that failed."""
+        failed, stopped = [], threading.Event()
+        with ThreadPoolExecutor(self.jobs) as workers:
+            names = {workers.submit(self._run_one, child, run, parent, stopped): child.name for child, run in todo}
+            try:
+                for future in as_completed(names):
+                    if not future.result():
+                        failed.append(names[future])
+                    self._progress.bar.update()
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                stopped.set()
                 raise
-            raise VerbFailed(f"{error} (it went on from {checkpoint}: without that file it is begun anew)") from error
-        write_json(state_file, {**state, "trained": True})
+        return failed
 
-    def _evaluate(self, child: PlannedRun, folder: Path, run: Run, tell: Callable[[str], None]) -> None:
-        settings = {
-            **self._evaluating_settings(child),
-            "domains": child.domains(self.domains)[1],
-            "ckpt_path": str(folder / "model.pt"),
-            "output_dir": str(folder / self.split),
-            "run_name": child.name,
-            **self.store.place(run),
-        }
-        self.evaluating.run(folder, settings, threads=self.threads, progress=tell)
+    def _run_one(self, child: PlannedRun, run: Run | None, parent: Run, stopped: threading.Event) -> bool:
+        opened, failure, done = self._open(child, run, parent), None, False
+
+        def tell(line: str) -> None:
+            if stopped.is_set():
+                raise NotWanted(child.name)
+            self._tell(opened, line)
+
+        try:
+            opened.verbs.run(tell)
+            done = True
+        except (VerbFailed, DataError, OSError) as error:
+            failure, done = str(error), True
+        finally:
+            if not done:
+                self.store.close(opened.run, "KILLED")
+        return self._close(opened, failure)
+
+    def _run_on_cluster(self, todo: Sequence[tuple[PlannedRun, Run | None]], parent: Run) -> list[str]:
+        """Run them on the cluster's workers; the names of those that failed."""
+        failed: list[str] = []
+        running: dict[str, _Opened] = {}
+
+        def calls() -> Iterator[tuple[str, tuple[Child]]]:
+            for child, run in todo:
+                running[child.name] = self._open(child, run, parent)
+                yield child.name, (running[child.name].verbs,)
+
+        def look() -> None:
+            for opened in running.values():
+                self._tell(opened, opened.verbs.last_words(opened.since))
+
+        tasks = on_cluster(self.cluster, run_on_worker, calls(), self.output_dir, meanwhile=look)
+        try:
+            with closing(tasks):
+                for name, failure, problem in tasks:
+                    if not self._close(running.pop(name), problem or failure):
+                        failed.append(name)
+                    self._progress.bar.update()
+        finally:
+            for opened in running.values():
+                self.store.close(opened.run, "KILLED")
+        return failed
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A child that is run: its run in MLflow, its verbs, the domain whose Dice is told."""
+
+    planned: PlannedRun
+    run: Run
+    verbs: Child
+    shown: str
+    since: float = field(default_factory=time.time)
 
 
 def _named(domains: Sequence[dict]) -> dict:
@@ -281,9 +291,3 @@ def _difference(earlier: dict, now: dict) -> str:
             if before.get(key) != after.get(key)
         ]
     return "; ".join(found)
-
-
-def _lay_aside(checkpoint: Path, why: str) -> None:
-    """Out of the way and not away: it may be hours of training."""
-    if checkpoint.is_file():
-        os.replace(checkpoint, unused_path(checkpoint.with_stem(f"{checkpoint.stem}_{why}")))

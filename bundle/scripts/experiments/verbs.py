@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.ending import ENDS_WITH_STDIN
 from scripts.experiments.run_progress import last_line
 from scripts.files import sha256_of, write_json
 
-__all__ = ["BundleVerb", "VerbFailed"]
+__all__ = ["BundleVerb", "VerbFailed", "VerbKilled"]
 
 _REASON_LENGTH = 1000
 _LOOK = 1.0  # seconds between two looks at the log of a running verb
@@ -24,11 +24,16 @@ class VerbFailed(RuntimeError):
     """A verb's process ended with an error; the message is the last thing it said."""
 
 
+class VerbKilled(VerbFailed):
+    """A signal ended it, as the system's when memory is full."""
+
+
 class BundleVerb:
     """
     A verb of this bundle, run as ``python -m monai.bundle run`` in a process of its own.
 
-    So no run inherits anything from an earlier one: random state, memory, threads, or what a crash leaves behind.
+    So no run inherits anything from an earlier one: random state, memory, threads, or what a crash leaves behind. The
+    process ends with the one that started it, however that ends.
 
     Args:
         verb: e.g. ``training``.
@@ -42,7 +47,6 @@ class BundleVerb:
     ) -> None:
         self.verb, self.config_file = verb, str(config_file)
         self.settings, self.places = dict(settings), dict(places or {})
-        self._lock, self._running, self._stopped = threading.Lock(), set[subprocess.Popen](), False
 
     def identity(self, settings: Mapping[str, Any], config: str | None) -> dict[str, Any]:
         """What a run with these settings is made of, apart from places: plain values, and the config's content."""
@@ -67,11 +71,10 @@ class BundleVerb:
             settings: keys of this run.
             config: config file between the verb's own and the settings.
             threads: of the process on the CPU; None leaves that to PyTorch.
-            progress: gets, again and again, the last line that the verb has printed.
+            progress: gets, about once a second, the last line that the verb has printed; what it raises ends the verb.
 
         Raises:
-            VerbFailed: with the reason, when the process fails.
-            KeyboardInterrupt: when :meth:`stop` was called.
+            VerbFailed: with the reason, when the process fails; VerbKilled, when a signal ended it.
         """
         overlay = folder / f"{self.verb}_settings.json"
         write_json(overlay, {**self.places, **self.settings, **settings}, default=str)
@@ -80,35 +83,26 @@ class BundleVerb:
         with (folder / f"{self.verb}.log").open("a+", encoding="utf-8", errors="replace") as log:
             log.seek(0, 2)
             start = log.tell()
-            env = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            options = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "env": env}
+            env = {**os.environ, ENDS_WITH_STDIN: "1"}
+            if threads is not None:
+                env["OMP_NUM_THREADS"] = str(threads)
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.PIPE, "env": env}
             code = self._wait(command, lambda: progress(last_line(Path(log.name), start)), **options)
             log.seek(start)
+            if code < 0:
+                hint = " (out of memory?)" if code == -9 else ""
+                raise VerbKilled(f"{self.verb}: killed by signal {-code}{hint}")
             if code:
                 raise VerbFailed(f"{self.verb}: {_reason(log.read(), code)}")
 
-    def stop(self) -> None:
-        """Kill what is running and start nothing more."""
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.kill()
-
     def _wait(self, command: list[str], look: Callable[[], None], **options: Any) -> int:
-        with self._lock:
-            if self._stopped:
-                raise KeyboardInterrupt(f"{self.verb}: stopped")
-            process = subprocess.Popen(command, **options)  # nosec B603 # no shell; our own verbs
-            self._running.add(process)
-        try:
-            while (code := _ended(process)) is None:
-                look()
-        finally:
-            with self._lock:
+        look()
+        with subprocess.Popen(command, **options) as process:  # nosec B603 # no shell; our own verbs
+            try:
+                while (code := _ended(process)) is None:
+                    look()
+            finally:
                 process.kill()  # does nothing to one that has ended
-                self._running.discard(process)
-        if self._stopped:
-            raise KeyboardInterrupt(f"{self.verb}: stopped")
         return code
 
 
@@ -121,9 +115,7 @@ def _ended(process: subprocess.Popen) -> int | None:
 
 
 def _reason(printed: str, code: int) -> str:
-    """The last error printed, see ``setup_run``, else the last line; and the signal, where one ended the process."""
-    if code < 0:
-        return f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    """The last error printed, see ``setup_run``, else the last line."""
     _, failed, error = printed.rpartition("\nError: ")
     lines = printed.strip().splitlines()
     reason = error.strip() if failed else (lines[-1] if lines else "")
