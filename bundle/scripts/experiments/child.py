@@ -11,7 +11,6 @@ from scripts.errors import DataError
 from scripts.experiments.run_progress import last_line
 from scripts.experiments.verbs import BundleVerb, VerbFailed, VerbKilled
 from scripts.files import read_json, unused_path, write_json
-from scripts.training.checkpoints import read_checkpoint
 
 __all__ = ["Child", "NotWanted", "run_on_worker"]
 
@@ -84,7 +83,7 @@ class Child:
             write_json(state_file, state)
         try:
             # a finished one: killed between the end of the training and the last line below
-            trained = state["trained"] or (checkpoint.is_file() and read_checkpoint(checkpoint).get("finished", False))
+            trained = state["trained"] or (checkpoint.is_file() and _finished(checkpoint))
         except DataError:
             _lay_aside(checkpoint, "unreadable")
             trained = False
@@ -124,6 +123,13 @@ def run_on_worker(child: Child) -> str | None:
     except (VerbFailed, DataError) as error:
         return str(error)
     return None
+
+
+def _finished(checkpoint: Path) -> bool:
+    # here, for it takes torch, and a worker that only waits for its verbs begins without in a tenth of the time
+    from scripts.training.checkpoints import read_checkpoint
+
+    return read_checkpoint(checkpoint).get("finished", False)
 
 
 def _lay_aside(checkpoint: Path, why: str) -> None:
