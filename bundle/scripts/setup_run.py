@@ -17,6 +17,7 @@ from scripts.files import read_json, write_json
 from scripts.judging import judge, nearest
 from scripts.memory import keep_freed_memory
 from scripts.owned import OwnFiles
+from scripts.phases import PHASES, process_age
 from scripts.settings import GONE, SETTINGS
 
 __all__ = ["check_device", "path_keys", "setup_run", "unknown_keys", "write_config"]
@@ -46,6 +47,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
     again = "begins again" if Path(defaults).stem in BEGIN_AGAIN else "goes on where it ended"
     end_clearly(f"The same command {again}.")
+    PHASES.begin(process_age())
     keep_freed_memory()
     parser = executing_parser()
     if parser is not None:

@@ -23,6 +23,7 @@ from scripts.errors import DataError, root_cause
 from scripts.files import LEFT, atomic_path
 from scripts.nuclei.targets import CHANNELS
 from scripts.owned import OwnFiles
+from scripts.phases import PHASES
 from scripts.wording import command, counted
 from tqdm import tqdm
 
@@ -186,6 +187,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
         pairs = pairs[idist.get_rank() :: idist.get_world_size()]
         return [pair for pair in pairs if not self.path(*pair).is_file()]
 
+    @PHASES.within("encoding")
     def fill(self) -> FeatureDataset:
         """
         Compute and store what is missing, with a progress bar.

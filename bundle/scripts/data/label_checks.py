@@ -8,6 +8,7 @@ import numpy as np
 from scripts.data.domains import load_items
 from scripts.data.readers import read_label
 from scripts.errors import DataError
+from scripts.phases import PHASES
 from skimage.measure import label as connected
 
 __all__ = ["LabelCheck", "check_labels", "look_at_label"]
@@ -52,6 +53,7 @@ def look_at_label(label: np.ndarray) -> LabelCheck:
     return LabelCheck(nuclei, pieces, wrong)
 
 
+@PHASES.within("checking")
 def check_labels(domains: Sequence[dict]) -> None:
     """
     Before work: look at the labels of the training and validation parts, and tell of those without a nucleus.

@@ -13,6 +13,7 @@ from scripts.data.readers import read_image
 from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
 from scripts.files import read_json, write_json
+from scripts.phases import PHASES
 
 __all__ = ["TCGA_PATIENT", "check_leakage", "find_leaks", "from_text", "hash_images", "to_text"]
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", re.IGNORECASE)
 
 
+@PHASES.within("checking")
 def check_leakage(
     domains: Sequence[dict], leakage: str = "refuse", cache: str | os.PathLike | None = None
 ) -> list[dict]:
