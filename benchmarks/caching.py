@@ -1,0 +1,106 @@
+"""
+Filling the feature cache against the frozen encoder alone, on the same windows: how much of the encoder's own rate is left.
+
+    python benchmarks/caching.py [--dataset_dir DATA] [--backbone vit_t] [--windows 16] [--repeat 5]
+
+Training images of `bundle/sample` unless others are named, read from their files, augmented, encoded and written as a
+training does, with train.json as it is; the weights are random, which cost the same. In turns: the encoder on the
+augmented windows, held in memory; and the cache, in a new folder each time. Prints median seconds a window of both and the
+ratio, then CPU seconds of each step of one window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from machine import BUNDLE, describe_machine, in_turns, open_config, ratio
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_dir", default=str(BUNDLE / "sample"))
+    parser.add_argument("--backbone", default="vit_t")
+    parser.add_argument("--window_size", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args()
+
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as folder:
+        filling = _Filling(Path(folder), args)
+        seconds = in_turns({"encoder": filling.encode, "cache": filling.fill}, args.repeat, warm_up=1)
+    count = len(filling.items)
+    each = {name: statistics.median(values) / count for name, values in seconds.items()}
+    print(f"{count} windows, {args.backbone}: encoder {each['encoder']:.3f} s, cache {each['cache']:.3f} s a window")
+    print(f"the cache fills at {ratio(seconds['encoder'], seconds['cache']):.0%} of the encoder's rate")
+    print(f"\n{'step':34}{'CPU s a window':>16}")
+    for step, passed in filling.steps.items():
+        print(f"{step:34}{passed / count:16.4f}")
+
+
+class _Filling:
+    """The windows of a training, encoded alone or with all that filling the cache takes."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        from scripts.data.domains import load_items
+
+        config = open_config(
+            "train", "train", backbone=args.backbone, backbone_weights="random", dataset_dir=args.dataset_dir,
+            output_dir=str(folder), window_size=args.window_size,
+        )  # fmt: skip
+        self.folder, self.window_size, self.turn = folder, args.window_size, 0
+        self.encoder = config.get_parsed_content("network").image_encoder
+        self.transform = config.get_parsed_content("train::preprocessing")
+        self.items = load_items(config.get_parsed_content("training_domains"), "training")[: args.windows]
+        self.images: list[torch.Tensor] = []
+        self.steps = self._steps()
+
+    def encode(self) -> None:
+        with torch.no_grad():
+            for image in self.images:
+                self.encoder.begin(image[None])
+
+    def fill(self) -> None:
+        self._dataset().fill()
+
+    def _dataset(self):
+        from scripts.data.feature_cache import FeatureDataset
+
+        self.turn += 1
+        return FeatureDataset(self.items, self.transform, self.folder / str(self.turn), 1, self.window_size)
+
+    def _steps(self) -> dict[str, float]:
+        """CPU seconds of each step over all windows; and the augmented images, which it keeps."""
+        from scripts.data.encoding import DrawVariant, EncodeFeatures
+
+        dataset, passed = self._dataset(), defaultdict(float)
+        for index in range(len(self.items)):
+            start = time.process_time()
+            item = dataset._item(index, 0)
+            passed["digest of the files"] += time.process_time() - start
+            for outer in dataset.transform.transforms:
+                augmentation = outer.augmentation.flatten() if isinstance(outer, DrawVariant) else None
+                if augmentation:
+                    augmentation.set_random_state(seed=index)
+                for step in augmentation.transforms if augmentation else [outer]:
+                    if isinstance(step, EncodeFeatures):
+                        self.images.append(torch.as_tensor(item["image"]).round())
+                    start = time.process_time()
+                    item = step(item)
+                    passed[type(step).__name__] += time.process_time() - start
+                if isinstance(outer, EncodeFeatures):
+                    break
+            start = time.process_time()
+            torch.save({key: item[key] for key in ("image", "target", "features")}, self.folder / "window.pt")
+            passed["writing"] += time.process_time() - start
+        return passed
+
+
+if __name__ == "__main__":
+    main()
