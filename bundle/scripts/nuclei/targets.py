@@ -79,7 +79,7 @@ def make_targets(label: np.ndarray, targets: str) -> np.ndarray:
     elif targets == "border":
         channels.append(_contact(label))
     elif targets == "hv":
-        channels += [_place(label, axis) for axis in (1, 0)]
+        channels += _places(label)
     return np.stack(channels)
 
 
@@ -121,15 +121,19 @@ def _contact(label: np.ndarray) -> np.ndarray:
     return ((highest > 0) & (lowest < highest)).astype(np.float32)
 
 
-def _place(label: np.ndarray, axis: int) -> np.ndarray:
-    """Where a pixel lies in its nucleus along an axis: 0 at one end, .5 at the centre of mass, 1 at the other."""
-    position = np.broadcast_to(np.expand_dims(np.arange(label.shape[axis], dtype=float), 1 - axis), label.shape)
-    ids, index = np.unique(label, return_inverse=True)
-    index = index.reshape(label.shape)
-    area = np.bincount(index.ravel())
-    centre = np.bincount(index.ravel(), position.ravel()) / area
-    offset = position - centre[index]
-    furthest = np.stack([ndimage.maximum(side * offset, index, np.arange(len(ids))) for side in (-1, 1)])
-    extent = np.where(offset > 0, furthest[1][index], furthest[0][index])
-    place = 0.5 + 0.5 * offset / np.maximum(extent, 1e-6)
-    return np.where(label > 0, place, 0.5).astype(np.float32)
+def _places(label: np.ndarray) -> list[np.ndarray]:
+    """Where a pixel lies in its nucleus, across and down: 0 at one end, .5 at the centre of mass, 1 at the other."""
+    pixels = np.nonzero(label > 0)  # of nuclei alone: most of an image is none
+    ids, index = np.unique(label[pixels], return_inverse=True)
+    area = np.bincount(index)
+    places = []
+    for position in reversed(pixels):
+        offset = position - (np.bincount(index, position) / area)[index]
+        before, behind = np.zeros((2, len(ids)))
+        np.maximum.at(before, index, -offset)
+        np.maximum.at(behind, index, offset)
+        extent = np.where(offset > 0, behind[index], before[index])
+        place = np.full(label.shape, 0.5, np.float32)
+        place[pixels] = 0.5 + 0.5 * offset / np.maximum(extent, 1e-6)
+        places.append(place)
+    return places
