@@ -19,6 +19,7 @@ from scripts.data.cache_key import Recipe, content_of
 from scripts.data.domains import load_items
 from scripts.data.encoding import EncodeFeatures
 from scripts.data.holding_out import training_span
+from scripts.data.pipelined import pipelined
 from scripts.errors import DataError, root_cause
 from scripts.files import LEFT, atomic_path
 from scripts.nuclei.targets import CHANNELS
@@ -161,12 +162,12 @@ class FeatureDataset(PersistentDataset, Randomizable):
             raise ValueError(f"windows_per_image must be at least 1, got {windows_per_image}")
         PersistentDataset.__init__(self, data, transform.flatten(), cache_dir)
         self.windows_per_image, self.window_size = windows_per_image, window_size
-        first_random = self.transform.get_index_of_first(lambda step: isinstance(step, RandomizableTrait))
-        stored = self.transform.transforms[:first_random]
+        self._first_random = self.transform.get_index_of_first(lambda step: isinstance(step, RandomizableTrait))
+        stored = self.transform.transforms[: self._first_random]
         encoders = [step for step in stored if isinstance(step, EncodeFeatures)]
         if not encoders:
             raise ValueError("the transform must encode features before its first random transform")
-        self._encode = encoders[0]
+        self._encode, self._encoder_at = encoders[0], stored.index(encoders[0])
         self._recipe = Recipe(stored)
         self._contents: dict[int, tuple[str, str]] = {}
         self._files = OwnFiles(self.cache_dir)
@@ -190,7 +191,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
     @PHASES.within("encoding")
     def fill(self) -> FeatureDataset:
         """
-        Compute and store what is missing, with a progress bar.
+        Compute and store what is missing, with a progress bar. Reading and augmenting, and writing, go on in threads
+        beside the encoder.
 
         Images that cannot be used do not stop the others; they are named at the end.
 
@@ -212,16 +214,21 @@ class FeatureDataset(PersistentDataset, Randomizable):
             )
         print(f"encoding {len(missing)} windows, {size}, into {self.cache_dir}", file=sys.stderr)
         failed: dict[int, DataError] = {}
-        for index, window in tqdm(missing, desc="caching features", unit="window", mininterval=1.0):
-            if index in failed:
-                continue
-            try:
-                self._cachecheck(self._item(index, window))
-            except Exception as error:
+        # not what another run has stored by now
+        pairs = (pair for pair in missing if pair[0] not in failed and not self.path(*pair).is_file())
+        windows = pipelined(
+            pairs,
+            lambda pair: self._augmented(self._item(*pair)),
+            self._encoded,
+            lambda pair, made: self._store(self.path(*pair), made),
+        )
+        bar = tqdm(windows, total=len(missing), desc="caching features", unit="window", mininterval=1.0)
+        for (index, _), error in bar:
+            if error is not None:
                 cause = root_cause(error)
                 if not isinstance(cause, DataError):
-                    raise
-                failed[index] = cause
+                    raise error
+                failed.setdefault(index, cause)
         if failed:
             first, *others = failed.values()
             more = "".join(f"\n{error}" for error in others)
@@ -261,11 +268,20 @@ class FeatureDataset(PersistentDataset, Randomizable):
                 return torch.load(path, weights_only=True)
             except Exception as error:
                 raise DataError(path, f"the stored features cannot be read ({error})", "Delete the file.") from error
-        made = self._pre_transform(dict(item))
-        stored = convert_to_tensor({key: made[key] for key in ("image", "target", "features")})
+        stored = self._encoded(self._augmented(item))
+        self._store(path, stored)
+        return stored
+
+    def _augmented(self, item: Mapping[str, Any]) -> dict:
+        return self.transform(dict(item), end=self._encoder_at, threading=True)
+
+    def _encoded(self, augmented: dict) -> dict:
+        made = self.transform(augmented, start=self._encoder_at, end=self._first_random, threading=True)
+        return convert_to_tensor({key: made[key] for key in ("image", "target", "features")})
+
+    def _store(self, path: Path, stored: dict) -> None:
         try:
             with atomic_path(self._files.path(path.name)) as partial:
                 torch.save(stored, partial)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise DataError(path, f"cannot be written ({error})", "Free space, or set cache_dir elsewhere.") from error
-        return stored
