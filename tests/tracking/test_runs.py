@@ -16,7 +16,6 @@ from mlflow_servers import Line
 from scripts.errors import DataError, root_cause
 from scripts.experiments.experiment import Experiment
 from scripts.experiments.plan import PlannedRun
-from scripts.tracking import runs
 from scripts.tracking.experiments import ExperimentStore
 from scripts.tracking.runs import TrackedRun
 from scripts.tracking.store import open_experiment, open_store
@@ -330,10 +329,3 @@ def test_what_the_machine_did_is_filed_with_the_run_on_request(tmp_path):
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
     assert run.info.status == "FINISHED" and run.data.metrics["score"] == 0.1
     assert not [thread for thread in threading.enumerate() if "SystemMetrics" in thread.name]
-
-
-def test_looking_at_the_machine_needs_psutil(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="system_metrics: it needs the package psutil. pip install psutil"):
-        _track(_local(tmp_path), tmp_path, system_metrics=10)
-    _track(_local(tmp_path), tmp_path)

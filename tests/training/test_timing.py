@@ -66,7 +66,8 @@ def test_each_second_is_in_one_phase_and_waiting_for_data_is_told(tmp_path, caps
 
 def test_a_real_training_tells_its_time(open_training, tmp_path):
     began = time.monotonic()
-    workflow = open_training(tmp_path, max_epochs=1, run_name="r", cache_dir=str(tmp_path / "features"))
+    small = {"mode": "single", "cache_windows": 1, "domain_images": 0, "overlay_images": 0}
+    workflow = open_training(tmp_path, max_epochs=1, run_name="r", **small)
     workflow.run()
     passed = json.loads((tmp_path / "r" / "phases.json").read_text())
     total, waiting = passed.pop("total"), passed.pop("waiting")

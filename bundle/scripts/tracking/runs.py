@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from mlflow.entities import DatasetInput, LifecycleStage, Metric, Param, Run, Ru
 from mlflow.exceptions import MlflowException
 from monai.utils import flatten_dict
 from scripts.ending import when_interrupted
-from scripts.errors import DataError
 from scripts.files import read_json, write_json
 from scripts.tracking.logged_model import LoggedModel
 from scripts.tracking.metric_names import grouped_name
@@ -59,7 +57,7 @@ class TrackedRun:
             metrics ``system/...``; 0 does not look.
 
     Raises:
-        DataError: at the start, when a local store cannot be opened; at once, when ``system_metrics`` needs psutil.
+        DataError: at the start, when a local store cannot be opened.
     """
 
     def __init__(
@@ -80,8 +78,6 @@ class TrackedRun:
         resume: bool = False,
         system_metrics: float = 0,
     ) -> None:
-        if system_metrics and find_spec("psutil") is None:
-            raise DataError("system_metrics", "it needs the package psutil", "pip install psutil, or set it to 0")
         self.system_metrics = system_metrics
         self._monitor: SystemMetricsMonitor | None = None
         self.uri, self.local_uri = absolute_uri(tracking_uri), local_uri
