@@ -102,7 +102,7 @@ class _Filling:
                     augmentation.set_random_state(seed=index)
                 for step in augmentation.transforms if augmentation else [outer]:
                     if isinstance(step, EncodeFeatures):
-                        self.images.append(torch.as_tensor(item["image"]).round())
+                        self.images.append(torch.as_tensor(item["image"]).as_subclass(torch.Tensor).round())
                     start = time.process_time()
                     item = step(item)
                     passed[type(step).__name__] += time.process_time() - start
