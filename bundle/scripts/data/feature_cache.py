@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -17,7 +18,7 @@ from monai.utils import convert_to_tensor
 from scripts.data.annotation_style import set_gaps
 from scripts.data.cache_key import Recipe, content_of
 from scripts.data.domains import load_items
-from scripts.data.encoding import EncodeFeatures
+from scripts.data.encoding import DrawVariant, EncodeFeatures
 from scripts.data.holding_out import training_span
 from scripts.data.pipelined import pipelined
 from scripts.errors import DataError, root_cause
@@ -168,6 +169,8 @@ class FeatureDataset(PersistentDataset, Randomizable):
         if not encoders:
             raise ValueError("the transform must encode features before its first random transform")
         self._encode, self._encoder_at = encoders[0], stored.index(encoders[0])
+        drawn = (at for at, step in enumerate(stored) if isinstance(step, DrawVariant))
+        self._drawn_at = next(drawn, self._encoder_at)  # all before is the same for the windows of an image
         self._recipe = Recipe(stored)
         self._contents: dict[int, tuple[str, str]] = {}
         self._files = OwnFiles(self.cache_dir)
@@ -214,11 +217,16 @@ class FeatureDataset(PersistentDataset, Randomizable):
             )
         print(f"encoding {len(missing)} windows, {size}, into {self.cache_dir}", file=sys.stderr)
         failed: dict[int, DataError] = {}
+
+        @functools.lru_cache(maxsize=1)  # an image's windows follow each other
+        def read(index: int) -> dict:
+            return self._read(self._item(index, 0))
+
         # not what another run has stored by now
         pairs = (pair for pair in missing if pair[0] not in failed and not self.path(*pair).is_file())
         windows = pipelined(
             pairs,
-            lambda pair: self._augmented(self._item(*pair)),
+            lambda pair: self._augmented({**read(pair[0]), "window": pair[1]}),
             self._encoded,
             lambda pair, made: self._store(self.path(*pair), made),
         )
@@ -268,12 +276,17 @@ class FeatureDataset(PersistentDataset, Randomizable):
                 return torch.load(path, weights_only=True)
             except Exception as error:
                 raise DataError(path, f"the stored features cannot be read ({error})", "Delete the file.") from error
-        stored = self._encoded(self._augmented(item))
+        stored = self._encoded(self._augmented(self._read(item)))
         self._store(path, stored)
         return stored
 
-    def _augmented(self, item: Mapping[str, Any]) -> dict:
-        return self.transform(dict(item), end=self._encoder_at, threading=True)
+    def _read(self, item: Mapping[str, Any]) -> dict:
+        return self.transform(dict(item), end=self._drawn_at, threading=True)
+
+    def _augmented(self, read: Mapping[str, Any]) -> dict:
+        # of a copy: what was read is drawn from again, and a transform may work in place
+        copied = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in read.items()}
+        return self.transform(copied, start=self._drawn_at, end=self._encoder_at, threading=True)
 
     def _encoded(self, augmented: dict) -> dict:
         made = self.transform(augmented, start=self._encoder_at, end=self._first_random, threading=True)
