@@ -3,8 +3,8 @@ Filling the feature cache against the frozen encoder alone, on the same windows:
 
     python benchmarks/caching.py [--dataset_dir DATA] [--backbone vit_t] [--windows 16] [--repeat 5]
 
-Training images of `bundle/sample` unless others are named, 8 windows each, read from their files, augmented, encoded and
-written as a training does, with train.json as it is; the weights are random, which cost the same. In turns: the encoder
+Training images of `bundle/sample` unless others are named, 8 windows each, read, augmented, encoded and written as a
+training does, with train.json as it is; the weights are random, which cost the same. In turns: the encoder
 on the augmented windows, held in memory; and the cache, in a new folder each time. Prints median seconds a window of
 both, by the clock and of CPU, the ratios, and CPU seconds of each step, were an image read for each of its windows.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import itertools
 import statistics
 import tempfile
@@ -93,25 +92,20 @@ class _Filling:
 
     def _steps(self) -> dict[str, float]:
         """CPU seconds of each step over all windows; and the augmented images, which it keeps."""
-        from scripts.data.encoding import DrawVariant, EncodeFeatures
+        from scripts.data.encoding import EncodeFeatures
 
         dataset, passed = self._dataset(), defaultdict(float)
         for index, window in itertools.product(range(len(self.items)), range(self.each)):
             start = time.process_time()
             item = dataset._item(index, window)
             passed["digest of the files"] += time.process_time() - start
-            for outer in dataset.transform.transforms:
-                augmentation = outer.augmentation.flatten() if isinstance(outer, DrawVariant) else None
-                if augmentation:
-                    digest = hashlib.sha256(f"{item['content']}/{item['window']}".encode()).digest()  # as DrawVariant
-                    augmentation.set_random_state(seed=int.from_bytes(digest[:4], "big"))
-                for step in augmentation.transforms if augmentation else [outer]:
-                    if isinstance(step, EncodeFeatures):
-                        self.images.append(torch.as_tensor(item["image"]).as_subclass(torch.Tensor).round())
-                    start = time.process_time()
-                    item = step(item)
-                    passed[type(step).__name__] += time.process_time() - start
-                if isinstance(outer, EncodeFeatures):
+            for step in dataset.transform.transforms:
+                if isinstance(step, EncodeFeatures):
+                    self.images.append(torch.as_tensor(item["image"]).as_subclass(torch.Tensor).round())
+                start = time.process_time()
+                item = step(item)
+                passed[type(step).__name__] += time.process_time() - start
+                if isinstance(step, EncodeFeatures):
                     break
             start = time.process_time()
             torch.save({key: item[key] for key in ("image", "target", "features")}, self.folder / "window.pt")
