@@ -102,7 +102,7 @@ def _bootstrap() -> Callable[[str, str, bytes], Any]:
 
     def task(bundle: str, mark: str, call: bytes) -> Any:
         import os
-        import pickle
+        import pickle  # nosec B403 # see below
         import socket
         import sys
 
