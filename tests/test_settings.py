@@ -16,6 +16,7 @@ from scripts.settings import SETTINGS
 
 # made of other keys, not to be set
 DERIVED = {
+    "learned",
     "network_mpp",
     "rank",
     "world_size",
