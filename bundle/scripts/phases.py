@@ -12,7 +12,7 @@ import psutil
 
 __all__ = ["PHASES", "Phases", "process_age"]
 
-_COMMANDS = ("monai.bundle", "ama")  # beginnings of the programs that are started for one verb
+_COMMANDS = ("monai.bundle", "ama_sam", "ama-sam")  # beginnings of the programs that are started for one verb
 
 
 class Phases:

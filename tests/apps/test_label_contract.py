@@ -323,15 +323,19 @@ def test_tiles_without_a_label_are_labelled_by_the_served_model_where_asked_for(
     studies.save_label(images[0].stem, str(images[0].parents[1] / "labels" / images[0].name), "final", {})
     save_slide(tmp_path / "s.tif", make_drawing(900, 700, seed=2), 0.25)
     studies.add_image("s", str(tmp_path / "s.tif"), {})
+    (tmp_path / "damaged.png").write_bytes(images[1].read_bytes()[:2000])
+    studies.add_image("damaged", str(tmp_path / "damaged.png"), {})
     runs = []
     monkeypatch.setattr(app_parts.train.monai.bundle, "run", lambda **given: runs.append(given))
     task = app_parts.train.TrainOnLabelled(bundle, {"model_dir": str(tmp_path / "model")})
-    task({"use_unlabelled": True, "device": "cpu"}, studies)
+    task({"use_unlabelled": True, "device": "cpu", "mode": ["single"]}, studies)  # as /info/ has it
     (run,) = runs
     assert [domain.get("labels", True) for domain in run["domains"]] == [True, False] and run["mode"] == "joint"
     assert run["teacher"] == run["init_model"] == str(bundle / "models" / "model.pt")
     listed = json.loads((tmp_path / "model" / "training" / "unlabelled.json").read_text())["training"]
-    assert sorted(Path(entry["image"]).stem for entry in listed) == [path.stem for path in images[1:]], "no slide"
+    assert sorted(Path(entry["image"]).stem for entry in listed) == [path.stem for path in images[1:]], (
+        "no slide, none damaged"
+    )
     for path in images[1:]:
         studies.save_label(path.stem, str(path.parents[1] / "labels" / path.name), "final", {})
     with pytest.raises(Exception, match="every tile of the studies has a label"):

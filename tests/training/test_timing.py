@@ -53,13 +53,13 @@ def test_each_second_is_in_one_phase_and_waiting_for_data_is_told(tmp_path, caps
 
     expected = {
         "starting": 6.0, "checking": 2.0, "encoding": 4.0, "steps": 8 * 1.25, "validating": 2 * 6.0, "recording": 1.0,
-        "report": 7.0, "waiting": 8 * 0.25, "total": 42.0,
+        "labelling": 0.0, "report": 7.0, "waiting": 8 * 0.25, "total": 42.0,
     }  # fmt: skip
     assert json.loads((tmp_path / "phases.json").read_text()) == pytest.approx(expected)
     assert trainer.state.metrics == pytest.approx({f"seconds/{name}": value for name, value in expected.items()})
     told = capsys.readouterr().out
     assert told.startswith(
-        "The 42 s until now: starting 6 s (14%), checking data 2 s (5%), encoding features 4 s (10%)"
+        "The 42 s of this process until now: starting 6 s (14%), checking data 2 s (5%), encoding features 4 s (10%)"
     )
     assert "training steps 10 s (24%), of these 2 s waiting for data, validating 12 s (29%)" in told
 

@@ -20,6 +20,7 @@ from scripts.inference.in_memory import Segmenter
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
 from scripts.training.checkpoints import read_checkpoint
+from scripts.training.teacher import Teacher
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -109,6 +110,11 @@ def teacher(open_training, synthetic, tmp_path) -> Path:
     return tmp_path / "teacher" / "synthetic_pink_joint_seed0" / "model.pt"
 
 
+def _taught_in(output_dir: Path) -> Path:
+    (folder,) = (output_dir / "pseudo_labels").iterdir()
+    return folder
+
+
 @pytest.mark.parametrize(
     "primary, mode, cache, adapters",
     [("synthetic_dark", "joint", "on", "none"), ("synthetic_dark", "ama", "off", "late"),
@@ -127,9 +133,9 @@ def test_a_teacher_labels_images_whose_labels_are_never_opened(
     run_dir = tmp_path / f"{primary}_{mode}_seed0"
     assert float(_columns(run_dir)[f"train_dice_{primary}"]) >= 0, "against what the teacher says"
     images = {path.stem for path in (data / primary / "images").iterdir()}
-    labels = list((run_dir / "pseudo_labels" / primary).iterdir())
-    pictures = {path.stem for path in (run_dir / "pseudo_labels" / f"{primary}_overlays").iterdir()}
-    assert pictures == {path.stem for path in labels} and {path.stem[5:] for path in labels} <= images
+    labels = list((_taught_in(tmp_path) / primary).iterdir())
+    pictures = {path.stem for path in (_taught_in(tmp_path) / f"{primary}_overlays").iterdir()}
+    assert pictures == {path.stem for path in labels} and {path.stem[:-13] for path in labels} <= images
     assert sum(int(read_label(path).max()) for path in labels) > 0
     assert primary in model_info(run_dir / "model.pt").nucleus_area_px
 
@@ -140,8 +146,8 @@ def test_the_teacher_looks_several_times_as_inferring_does(open_training, data, 
         tmp_path, dataset_dir=str(data), unlabelled="synthetic_dark", mode="joint", teacher=str(teacher),
         teacher_views=2, max_epochs=1, domain_images=0, overlay_images=0,
     ).run()  # fmt: skip
-    label = sorted((tmp_path / "synthetic_pink_joint_seed0" / "pseudo_labels" / "synthetic_dark").iterdir())[0]
-    image = next(p for p in (data / "synthetic_dark" / "images").iterdir() if p.stem == label.stem[5:])
+    label = sorted((_taught_in(tmp_path) / "synthetic_dark").iterdir())[0]
+    image = next(p for p in (data / "synthetic_dark" / "images").iterdir() if p.stem == label.stem[:-13])
     segmenter = Segmenter(BUNDLE / "configs" / "inference.json", BUNDLE, {"ckpt_path": str(teacher), "views": 2})
     assert np.array_equal(read_label(label), segmenter.segment(image).labels)
 
@@ -156,7 +162,7 @@ def test_what_the_teacher_labelled_is_kept_when_the_run_goes_on(open_training, d
         workflow = open_training(tmp_path / name, **settings)
         if name == "stopped":
             interrupt(workflow, Events.EPOCH_STARTED(once=2))
-            labels = tmp_path / name / "synthetic_pink_joint_seed0" / "pseudo_labels" / "synthetic_dark"
+            labels = _taught_in(tmp_path / name) / "synthetic_dark"
             before = {path: path.stat().st_mtime_ns for path in labels.iterdir()}
             workflow = open_training(tmp_path / name, resume=True, **settings)
         workflow.run()
@@ -164,6 +170,35 @@ def test_what_the_teacher_labelled_is_kept_when_the_run_goes_on(open_training, d
     assert before == {path: path.stat().st_mtime_ns for path in labels.iterdir()}
     for name, value in states["whole"]["decoder"].items():
         assert torch.equal(value, states["stopped"]["decoder"][name]), name
+
+
+def test_labels_of_one_teacher_and_image_are_never_taken_for_those_of_another(data, teacher, tmp_path):
+    """Another teacher, other views, other pixels under the same name; one that cannot be read stops no other."""
+    images = sorted((data / "synthetic_dark" / "images").iterdir())[:2]
+
+    def labels(path: Path = teacher, views: int = 1) -> list[str]:
+        items = [
+            {"image": str(image), "unlabelled": True, "domain": 0, "domain_name": "d", "mpp": float("nan")}
+            for image in images
+        ]
+        made = Teacher(str(path), views, "cpu", BUNDLE / "configs" / "inference.json", tmp_path / "told")
+        return [item["label"] for item in made(items)]
+
+    first = labels()
+    assert labels() == first and all(Path(path).is_file() for path in first)
+    assert not {*first} & {*labels(views=2)}
+    other = tmp_path / "other.pt"
+    content = torch.load(teacher, weights_only=True)
+    torch.save({**content, "provenance": {}}, other)
+    assert not {*first} & {*labels(other)}
+    Image.fromarray(np.asarray(Image.open(images[1]))[::-1]).save(images[1])
+    assert [path in first for path in labels()] == [True, False]
+    images[0].write_bytes(b"no image")
+    Image.fromarray(np.asarray(Image.open(images[1]))[:, ::-1]).save(images[1])
+    before = len(list(Path(first[0]).parent.iterdir()))
+    with pytest.raises(DataError, match=images[0].name):
+        labels()
+    assert len(list(Path(first[0]).parent.iterdir())) == before + 1, "the other one is labelled"
 
 
 @pytest.mark.parametrize(
@@ -232,5 +267,5 @@ def test_the_recipe_for_images_without_labels_begins_with_its_teacher(open_train
         open_training(tmp_path, **{**recipe, **own, **shared, "primary": "synthetic_pink"}).run()
     run_dir = tmp_path / "synthetic_pink_joint_seed0"
     images = list((data / "synthetic_pink" / "images").iterdir())
-    assert len(list((run_dir / "pseudo_labels" / "synthetic_pink").iterdir())) == len(images)
+    assert len(list((_taught_in(tmp_path) / "synthetic_pink").iterdir())) == len(images)
     assert read_model_file(run_dir / "model.pt")["provenance"]["epoch"] == 1

@@ -14,6 +14,7 @@ from lib.train_stats import newest_run, train_stats
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
 from scripts.data.domains import LABELLED, auxiliary_domains
+from scripts.data.readers import read_image
 from scripts.errors import DataError
 from scripts.files import read_json, write_json
 from scripts.nuclei.label_maps import save_label_map
@@ -60,7 +61,7 @@ class TrainOnLabelled(BundleTrainTask):
 
     def check(self, options: TrainOptions) -> None:
         """DataError for what this app's settings do not allow."""
-        if options.mode is not None and options.mode not in self._modes():
+        if not options.use_unlabelled and options.mode is not None and options.mode not in self._modes():
             raise DataError("mode", f"'{options.mode}' needs auxiliary domains", "Start with -c auxiliary_dir.")
 
     def __call__(self, request: dict, datastore: Studies) -> dict:
@@ -109,14 +110,16 @@ class TrainOnLabelled(BundleTrainTask):
     def _mode(self, options: TrainOptions, domains: Sequence[Mapping]) -> str:
         if len(domains) == 1:
             return "single"
-        return options.mode or ("joint" if options.use_unlabelled else self._modes()[0])
+        if options.use_unlabelled:  # a client that sends the defaults back says single where there are no auxiliaries
+            return "joint" if options.mode in (None, "single") else options.mode
+        return options.mode or self._modes()[0]
 
     def _unlabelled(self, datastore: Studies) -> dict:
         """The tiles without a label as a domain, whose labels the served model makes; listed in a file, as above."""
         entries = [
             self._entry(datastore, image, path)
             for image in sorted(datastore.get_unlabeled_images())
-            if (path := tile_path(image, datastore))
+            if (path := tile_path(image, datastore)) and _readable(path)
         ]
         if not entries:
             raise DataError("use_unlabelled", "every tile of the studies has a label", "Add tiles, or leave it out.")
@@ -159,3 +162,13 @@ class TrainOnLabelled(BundleTrainTask):
         """An image in a datalist."""
         mpp = known_mpp_of(datastore.get_image_info(image).get("mpp"), self.conf.get("mpp"))
         return {"image": str(path), **({"mpp": mpp} if mpp else {})}
+
+
+def _readable(path: str) -> bool:
+    """Whether an image can be read; one that cannot, which is told, must not hide the others."""
+    try:
+        read_image(path)
+    except DataError as error:
+        logger.warning("passed over: %s", error)
+        return False
+    return True

@@ -10,6 +10,7 @@ on what came before.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -27,6 +28,8 @@ from scripts.networks.weights import user_cache
 from torch import nn
 
 __all__ = ["RUNTIMES", "TOLERANCE", "OpenVinoNetwork", "import_openvino", "run_by"]
+
+logger = logging.getLogger(__name__)
 
 RUNTIMES = ("torch", "openvino")
 # root mean square of the differences of logits to PyTorch's, as a share of that of the logits, of the first tile
@@ -188,15 +191,32 @@ def _compiled(core: Any, network: AMASAM, path: Path, precision: str, shape: tup
     of_here = [core.get_versions("CPU")["CPU"].build_number, core.get_property("CPU", "FULL_DEVICE_NAME")]
     about = [VERSION, sha256_of(path), shape, *of_here, platform.platform(), sorted(settings.items())]
     file = user_cache() / "openvino" / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}.blob"
-    if file.is_file():
+    if (kept := _kept(file)) is not None:
         try:
-            return core.import_model(file.read_bytes(), "CPU", settings)
-        except RuntimeError as e:
-            raise DataError(file, "OpenVINO cannot read it", "Remove it: it is made anew") from e
+            return core.import_model(kept, "CPU", settings)
+        except RuntimeError as error:
+            logger.warning("%s: OpenVINO cannot read it (%s); it is made anew", file, error)
     model = core.compile_model(_converted(network, shape), "CPU", settings)
-    with atomic_path(file) as partial:
-        partial.write_bytes(model.export_model().getvalue())
+    content = model.export_model().getvalue()
+    try:
+        with atomic_path(file) as partial:
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
+    except OSError as error:  # the next run compiles again, which takes seconds
+        logger.warning("%s: the compiled model cannot be kept there (%s)", file, error.strerror or error)
     return model
+
+
+def _kept(file: Path) -> bytes | None:
+    """A compiled model as it was kept, behind the checksum of its content; None where there is none that is whole."""
+    try:
+        stored = file.read_bytes()
+    except OSError:
+        return None
+    checksum, content = stored[:32], stored[32:]
+    if hashlib.sha256(content).digest() == checksum:
+        return content
+    logger.warning("%s: it is damaged, and made anew", file)
+    return None
 
 
 def _settings(precision: str) -> dict[str, Any]:

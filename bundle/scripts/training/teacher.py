@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,11 @@ from monai.utils import CommonKeys
 from PIL import Image
 from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError
-from scripts.files import atomic_path
+from scripts.files import atomic_path, sha256_of
 from scripts.inference.in_memory import Segmenter
 from scripts.nuclei.label_maps import save_label_map
 from scripts.nuclei.overlays import overlay
+from scripts.phases import PHASES
 from scripts.wording import counted
 from tqdm import tqdm
 
@@ -28,8 +30,9 @@ class Teacher:
     A trained model that labels the training images of the domains that have no labels.
 
     They are labelled once, before the first step, as whole nuclei, by several looks (``views``): "data distillation"
-    (Radosavovic et al., arXiv:1712.04440). They go to ``folder/DOMAIN/NUMBER_IMAGE.tif`` (instances), and
-    drawn on the image to ``folder/DOMAIN_overlays/NUMBER_IMAGE.jpg``; what is there already, of this run, is kept.
+    (Radosavovic et al., arXiv:1712.04440). They go to ``folder/TEACHER/DOMAIN/IMAGE_CONTENT.tif`` (instances), and
+    drawn on the image to ``folder/TEACHER/DOMAIN_overlays/IMAGE_CONTENT.jpg``: named after what the teacher is and what
+    the image holds, so that another run finds them, and never another's.
 
     Args:
         path: the model file.
@@ -44,8 +47,9 @@ class Teacher:
     ) -> None:
         given = {"ckpt_path": path, "views": views, "device": str(device)}
         self.segmenter = Segmenter(config, Path(config).parents[1], given)
-        self.folder = Path(folder)
+        self.folder = Path(folder) / f"{str(sha256_of(path))[:8]}_views{views}"
 
+    @PHASES.within("labelling")
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> list[dict]:
         """
         Args:
@@ -55,17 +59,25 @@ class Teacher:
             the items, those that were ``unlabelled`` with a ``label`` of the teacher's.
 
         Raises:
-            DataError: when an image cannot be read; when no nucleus is found in any.
+            DataError: naming the images that cannot be read, when the others are labelled; when no nucleus is found in
+                any.
         """
         taught = [
-            {**item, CommonKeys.LABEL: str(self._path(item, n))} if item.get("unlabelled") else dict(item)
-            for n, item in enumerate(items)
+            {**item, CommonKeys.LABEL: str(self._path(item))} if item.get("unlabelled") else dict(item)
+            for item in items
         ]
         labelled_here = [item for item in taught if item.pop("unlabelled", False)]
         if idist.get_rank() == 0:
             missing = [item for item in labelled_here if not Path(item[CommonKeys.LABEL]).is_file()]
+            failed = []
             for item in tqdm(missing, desc="labelling", unit="image", mininterval=1.0, disable=not missing):
-                self._label(item)
+                try:
+                    self._label(item)
+                except DataError as error:
+                    failed.append(error)
+            if failed:
+                more = "".join(f"\n{error}" for error in failed[1:])
+                raise DataError(failed[0].path, failed[0].problem, failed[0].hint + more)
         idist.barrier()
         nuclei = sum(len(np.unique(read_label(Path(item[CommonKeys.LABEL])))) - 1 for item in labelled_here)
         if not nuclei:
@@ -76,8 +88,10 @@ class Teacher:
             print(f"the teacher found {told}: look at {self.folder}", file=sys.stderr)
         return taught
 
-    def _path(self, item: Mapping[str, Any], number: int) -> Path:
-        return self.folder / item["domain_name"] / f"{number:04}_{Path(item[CommonKeys.IMAGE]).stem}.tif"
+    def _path(self, item: Mapping[str, Any]) -> Path:
+        image = Path(item[CommonKeys.IMAGE])
+        content = hashlib.sha256(f"{sha256_of(image)} {item['mpp']}".encode()).hexdigest()[:12]
+        return self.folder / item["domain_name"] / f"{image.stem}_{content}.tif"
 
     def _label(self, item: Mapping[str, Any]) -> None:
         mpp = item["mpp"] if np.isfinite(item["mpp"]) else None
@@ -97,5 +111,5 @@ def check_taught(teacher: str | None, labelled: Sequence[bool]) -> None:
     if not Path(teacher).is_file():
         raise DataError(teacher, "there is no such model file", "Give teacher a model.pt.")
     if all(labelled):
-        hint = "Name some with --unlabelled, or leave teacher out."
+        hint = "Name those without with --unlabelled (by no_labels.json it is the one that --primary names)."
         raise DataError("teacher", "every domain that is trained on has labels", hint)

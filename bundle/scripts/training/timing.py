@@ -13,6 +13,7 @@ __all__ = ["TimedSteps", "TimeTold"]
 _TOLD = {
     "starting": "starting",
     "checking": "checking data",
+    "labelling": "labelling images without labels",
     "encoding": "encoding features",
     "steps": "training steps",
     "validating": "validating",
@@ -80,10 +81,11 @@ class TimeTold:
         passed["steps"] = passed.get("steps", 0.0) + waiting
         seconds = {name: passed.get(name, 0.0) for name in _TOLD}
         total = sum(seconds.values())
-        told = [f"{words} {seconds[name]:.0f} s ({seconds[name] / total:.0%})" for name, words in _TOLD.items()]
-        index = list(_TOLD).index("steps")
-        told[index] += f", of these {waiting:.0f} s waiting for data"
-        print(f"The {total:.0f} s until now: {', '.join(told)}.")
+        told = {name: f"{words} {seconds[name]:.0f} s ({seconds[name] / total:.0%})" for name, words in _TOLD.items()}
+        if not seconds["labelling"]:
+            told.pop("labelling")
+        told["steps"] += f", of these {waiting:.0f} s waiting for data"
+        print(f"The {total:.0f} s of this process until now: {', '.join(told.values())}.")
         about = {**seconds, "waiting": waiting, "total": total}
         write_json(self.path, about)
         engine.state.metrics.update({f"seconds/{name}": value for name, value in about.items()})
