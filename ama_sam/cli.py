@@ -184,7 +184,7 @@ def _run(command: Command, settings: dict[str, Any]) -> int:
     with without_garbage_search(), nullcontext() if own or not command.lean else without_optional_packages():
         from monai.bundle import run
     gc.freeze()  # what is loaded need not be searched later either
-    use_commands({each.verb: f"ama-sam {name}" for name, each in COMMANDS.items() if name != "adapt"})
+    use_commands({each.verb: f"ama-sam {name}" for name, each in COMMANDS.items() if not name.startswith("adapt")})
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # MONAI lists its arguments, and warns that configs are code: these are the bundle's, or named with --config

@@ -110,7 +110,7 @@ WRONG = [
     *(("train", key, "choice") for key in ("mode", "backbone", "decoder_size", "targets", "keep", "cache", "publish")),
     ("train", "adapters", "some"), ("train", "lambda_warmup", 1), ("train", "spectral_norm", 1),
     *(("train", key, "choice") for key in ("alignment_loss", "aligned_by", "aligned_at")),
-    ("train", "teacher", 1), ("train", "teacher_views", 3),
+    ("train", "teacher", "a\0b"), ("train", "teacher_views", 3),
     *(("train", "run_name", v) for v in ("../x", "a/b", "..", "", "/tmp/x", "x" * 300)),
     *(("experiment", "name", v) for v in ("../x", "a\\b", ".", " ")),
     *(("share", "name", v) for v in ("../x", "a/b")),

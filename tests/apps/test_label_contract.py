@@ -278,10 +278,10 @@ def test_random_tiles_are_no_slides(app_parts, tmp_path, tile, monkeypatch):
     studies = app_parts.studies.Studies(str(tmp_path / "studies"))
     for name in "abc":
         studies.add_image(name, str(tile), {})
-    monkeypatch.setattr(app_parts.next_tile, "slide_of", lambda path: object() if path.stem in "ac" else None)
+    monkeypatch.setattr(app_parts.studies, "slide_of", lambda path: object() if path.stem in "ac" else None)
     strategy = app_parts.next_tile.RandomTile()
     assert {strategy({}, studies)["id"] for _ in range(20)} == {"b"}
-    monkeypatch.setattr(app_parts.next_tile, "slide_of", lambda path: object())
+    monkeypatch.setattr(app_parts.studies, "slide_of", lambda path: object())
     assert strategy({}, studies) is None
 
 

@@ -70,7 +70,9 @@ def test_metadata_keep_to_monais_schema(bundle_root, tmp_path):
 def test_every_package_the_scripts_import_is_required(bundle_root, metadata):
     names = {"PIL": "pillow", "ignite": "pytorch-ignite", "skimage": "scikit-image", "sklearn": "scikit-learn"}
     names |= {"openslide": "openslide-python"}
-    extras = (bundle_root.parent / f"requirements-{extra}.txt" for extra in ("export", "cluster", "dicom", "zarr"))
+    extras = (
+        bundle_root.parent / f"requirements-{extra}.txt" for extra in ("export", "cluster", "dicom", "openvino", "zarr")
+    )
     optional = {requirement.name for file in extras for requirement in _requirements(file)}
     stated = {*metadata["required_packages_version"], *optional, "scripts"}
     sources = [file.read_text(encoding="utf-8") for file in (bundle_root / "scripts").rglob("*.py")]

@@ -61,7 +61,9 @@ def test_training_is_filed_in_mlflow(trained):
     for column, name in in_groups.items():
         logged = {p.step: p.value for p in client.get_metric_history(run.info.run_id, name)}
         assert logged == {int(row["epoch"]): pytest.approx(float(row[column])) for row in _history(run_dir)}
-    assert {name.split("/")[0] for name in run.data.metrics} <= {"adversary", "alignment", "gradient", "train", "val"}
+    assert {name.split("/")[0] for name in run.data.metrics} <= {
+        "adversary", "alignment", "gradient", "seconds", "train", "val",
+    }  # fmt: skip
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert artifacts >= {"train.json", "history.csv", "curves.png"}
 
