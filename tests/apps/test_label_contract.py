@@ -323,8 +323,9 @@ def test_tiles_without_a_label_are_labelled_by_the_served_model_where_asked_for(
     studies.save_label(images[0].stem, str(images[0].parents[1] / "labels" / images[0].name), "final", {})
     save_slide(tmp_path / "s.tif", make_drawing(900, 700, seed=2), 0.25)
     studies.add_image("s", str(tmp_path / "s.tif"), {})
-    (tmp_path / "damaged.png").write_bytes(images[1].read_bytes()[:2000])
-    studies.add_image("damaged", str(tmp_path / "damaged.png"), {})
+    studies.add_image("damaged", str(images[1]), {})
+    damaged = Path(studies.path_of("damaged"))
+    damaged.write_bytes(damaged.read_bytes()[:2000])
     runs = []
     monkeypatch.setattr(app_parts.train.monai.bundle, "run", lambda **given: runs.append(given))
     task = app_parts.train.TrainOnLabelled(bundle, {"model_dir": str(tmp_path / "model")})

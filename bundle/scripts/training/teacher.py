@@ -46,7 +46,8 @@ class Teacher:
         self, path: str, views: int, device: torch.device | str, config: str | os.PathLike, folder: str | os.PathLike
     ) -> None:
         given = {"ckpt_path": path, "views": views, "device": str(device)}
-        self.segmenter = Segmenter(config, Path(config).parents[1], given)
+        with torch.random.fork_rng(devices=[]):  # the network that learns begins with the weights of its seed
+            self.segmenter = Segmenter(config, Path(config).parents[1], given)
         self.folder = Path(folder) / f"{str(sha256_of(path))[:8]}_views{views}"
 
     @PHASES.within("labelling")
