@@ -52,9 +52,9 @@ def _evaluated(folder: Path) -> list[str]:
 def _arithmetic(about: dict[str, Any]) -> str:
     """What the user did not ask for and might not expect: other numbers than in single precision."""
     name = about.get("arithmetic") or "float32"
-    if name.startswith("float32"):
-        return "" if name == "float32" else f", computed in {name}"
-    return f", computed in {name} (--amp false: in float32)"
+    if name == "float32":
+        return ""
+    return f", computed in {name}" + ("" if name.startswith("float32") else " (--amp false: in float32)")
 
 
 def _prepared(folder: Path, name: str) -> list[str]:

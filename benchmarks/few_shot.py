@@ -7,9 +7,9 @@ What do a few labelled tiles of one's own bring: to the slide, other patients, o
 ``--case patients``: of each organ with more patients than the most tiles, 1, 2 and 5 images of as many patients are
 labelled (the training and validation parts, which name organs), ``training`` goes on from the shipped weights with
 ``configs/few_shot.json``, and the organ's other images, and the validation images of other organs, are segmented before
-and after. ``--case slide``: of each test image a
-quarter is labelled, and the other three are segmented. The training's own sets are evaluated on their validation parts.
-What is done is skipped when the command is given again. Writes ``few_shot.csv``, one row for each model and image.
+and after. ``--case slide``: of each test image a quarter is labelled, and the other three are segmented. The training's
+own sets are evaluated on their validation parts. What is done is skipped when the command is given again. Writes
+``few_shot.csv``, one row for each model and image.
 """
 
 from __future__ import annotations

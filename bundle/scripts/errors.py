@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["DataError", "only_warned", "root_cause"]
+__all__ = ["DataError", "all_of", "only_warned", "root_cause"]
 
 
 class DataError(ValueError):
@@ -25,6 +25,12 @@ class DataError(ValueError):
     def __reduce__(self):
         # exceptions cross process borders in data-loader workers; the default would call __init__ with one argument
         return DataError, (self.path, self.problem, self.hint)
+
+
+def all_of(errors: Iterable[DataError]) -> DataError:
+    """One error that tells of several: the first one's, and below it a line for each of the others."""
+    first, *others = errors
+    return DataError(first.path, first.problem, first.hint + "".join(f"\n{error}" for error in others))
 
 
 def root_cause(error: BaseException) -> BaseException:

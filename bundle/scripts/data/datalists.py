@@ -62,9 +62,8 @@ def list_entries(root: Path, datalist: str | Mapping | None, split: str, labels:
         return hashlib.sha256(stem_of(Path(entry["image"])).encode()).hexdigest()
 
     entries = sorted(_folder_entries(root, labels), key=by_digest)
-    if not labels and not (root / "labels").is_dir():  # nothing could be measured on what is left out
-        return sorted(entries, key=lambda entry: entry["image"]) if split == "training" else []
-    count = len(entries)
+    measured = labels or (root / "labels").is_dir()
+    count = len(entries) if measured else 0  # of which some are left out
     validation = max(round(0.15 * count), 1) if count > 1 else 0
     testing = round(0.15 * count)
     parts = {"validation": entries[:validation], "testing": entries[validation : validation + testing]}

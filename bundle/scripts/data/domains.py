@@ -237,9 +237,9 @@ def load_items(
         ]
         if limit_groups is not None and split == "training" and index == 0:
             groups = sorted({item["group"] for item in part})
-            order = np.random.default_rng(limit_draw).permutation(len(groups)) if limit_draw else range(len(groups))
-            kept = {groups[n] for n in list(order)[:limit_groups]}
-            part = [item for item in part if item["group"] in kept]
+            if limit_draw:
+                groups = list(np.random.default_rng(limit_draw).permutation(groups))
+            part = [item for item in part if item["group"] in groups[:limit_groups]]
         items += part
     if required and not items:
         names = ", ".join(domain["name"] for domain in domains)

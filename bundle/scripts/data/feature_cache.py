@@ -21,7 +21,7 @@ from scripts.data.domains import load_items
 from scripts.data.encoding import DrawVariant, EncodeFeatures
 from scripts.data.holding_out import training_span
 from scripts.data.pipelined import pipelined
-from scripts.errors import DataError, root_cause
+from scripts.errors import DataError, all_of, root_cause
 from scripts.files import LEFT, atomic_path
 from scripts.nuclei.targets import CHANNELS
 from scripts.owned import OwnFiles
@@ -238,9 +238,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
                     raise error
                 failed.setdefault(index, cause)
         if failed:
-            first, *others = failed.values()
-            more = "".join(f"\n{error}" for error in others)
-            raise DataError(first.path, first.problem, first.hint + more)
+            raise all_of(failed.values())
         return self
 
     def bytes_needed(self, windows: int) -> int:

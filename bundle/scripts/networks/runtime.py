@@ -1,8 +1,8 @@
 """
-A network run by OpenVINO instead of PyTorch, on a CPU: in bfloat16 it takes two thirds of the time of PyTorch's mixed
-precision (docs/experiments.md); in single precision it is no faster. ONNX Runtime is not, either.
+A network run by OpenVINO instead of PyTorch, on a CPU: in bfloat16 it pays, in single precision it does not; ONNX
+Runtime does not either (docs/experiments.md).
 
-What it compiles is kept in the user's cache: of a model one that takes tiles of any size and number and one, a tenth
+What it compiles is kept in the user's cache: of a model one that takes tiles of any size and number and one, a sixth
 faster, for single tiles of one size. Which of them a tile goes to is told by its shape alone, so answers do not depend
 on what came before.
 """

@@ -13,7 +13,7 @@ import torch
 from monai.utils import CommonKeys
 from PIL import Image
 from scripts.data.readers import read_image, read_label
-from scripts.errors import DataError
+from scripts.errors import DataError, all_of
 from scripts.files import atomic_path, sha256_of
 from scripts.inference.in_memory import Segmenter
 from scripts.nuclei.label_maps import save_label_map
@@ -77,10 +77,9 @@ class Teacher:
                 except DataError as error:
                     failed.append(error)
             if failed:
-                more = "".join(f"\n{error}" for error in failed[1:])
-                raise DataError(failed[0].path, failed[0].problem, failed[0].hint + more)
+                raise all_of(failed)
         idist.barrier()
-        nuclei = sum(len(np.unique(read_label(Path(item[CommonKeys.LABEL])))) - 1 for item in labelled_here)
+        nuclei = sum(int(read_label(item[CommonKeys.LABEL]).max(initial=0)) for item in labelled_here)
         if not nuclei:
             hint = "Tell the pixel size of these images (mpp in the domain list), or label some."
             raise DataError(self.folder, "the teacher found no nucleus in the images without labels", hint)
