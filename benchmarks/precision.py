@@ -1,8 +1,9 @@
 """
-What bfloat16, or half the resolution, costs and saves: time, Dice, AJI, F1 and nuclei, with evaluate.json as it is.
+What bfloat16, half the resolution, or another model costs and saves: time, Dice, AJI, F1 and nuclei, with evaluate.json
+as it is.
 
     python benchmarks/precision.py --dataset_dir DATA --domains tnbc monuseg [--split validation] [--limit 5]
-        [--half | --openvino]
+        [--half | --openvino | --against bundle/models/model_half.pt]
 
 Each image is segmented with each precision in turn. Prints, for each domain, the mean of the scores, the difference to
 float32, of the mean and of the image that lost most, and the ratio of the CPU time of the network alone.
@@ -41,18 +42,23 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="images of a domain")
     parser.add_argument("--half", action="store_true", help="0.5 um a pixel instead of bfloat16; images are of 0.25")
     parser.add_argument("--openvino", action="store_true", help="PyTorch and OpenVINO, each in both precisions")
+    parser.add_argument("--against", help="a second model file, such as one that sees images at half resolution")
     args = parser.parse_args()
 
     print(describe_machine())
     weights = {"ckpt_path": args.ckpt_path} if args.ckpt_path else {}
+    settings = HALF if args.half else OPENVINO if args.openvino else PRECISIONS
+    if args.against:
+        against = str(Path(args.against).resolve())
+        settings = {"float32": {"amp": False}, "the other": {"amp": False, "ckpt_path": against}}
     print(f"{'':33}{'Dice':>8}{'AJI':>8}{'F1':>8}{'nuclei':>8}", end="")
     print(f"{'Dice -':>9}{'worst':>8}{'AJI -':>9}{'worst':>8}{'time':>7}")
     for domain in args.domains:
         configs = {
             name: open_config(
-                "evaluate", "inference", domains=_domain(args, domain), split=args.split, **weights, **given
+                "evaluate", "inference", domains=_domain(args, domain), split=args.split, **{**weights, **given}
             )
-            for name, given in (HALF if args.half else OPENVINO if args.openvino else PRECISIONS).items()
+            for name, given in settings.items()
         }
         scores = _scores(configs, args.limit)
         first = scores["float32"]

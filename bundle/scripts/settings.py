@@ -140,11 +140,12 @@ Between = _number(gt=0, lt=1)
 NotNegative = _number(ge=0)
 Mpp = _number(ge=0.05, le=20)  # pixel_size.PLAUSIBLE_MPP
 Split = Literal["training", "validation", "testing"]
-Backbone = Literal["vit_t", "vit_test", "vit_b", "vit_l", "vit_h"]
+_FULL = ("vit_t", "vit_test", "vit_b", "vit_l", "vit_h")
+Backbone = Literal[(*_FULL, *(f"{name}_half" for name in _FULL))]
 Adapters = Literal["none", "late", "early", "all"]
 Decoder = Literal["light", "standard", "wide", "quarter"]
 Targets = Literal["distance", "hv", "border", "foreground"]
-Stride = Literal[4, 8, 16]
+Stride = Literal[4, 8, 16, 32]
 Side32 = _whole(ge=32, multiple_of=32)
 Groups = Annotated[
     Literal["all"] | list[Count | Literal["all"] | None],

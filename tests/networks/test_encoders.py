@@ -51,6 +51,9 @@ SHAPES = [
     ("vit_t", (320, 256), [(64, 80, 64), (128, 40, 32), (256, 20, 16)]),
     ("vit_test", (64, 96), [(8, 16, 24), (16, 8, 12), (32, 4, 6)]),
     ("vit_b", (64, 48), [(768, 4, 3), (768, 4, 3), (768, 4, 3), (256, 4, 3)]),
+    ("vit_t_half", (256, 320), [(64, 32, 40), (128, 16, 20), (256, 8, 10)]),
+    ("vit_test_half", (32, 96), [(8, 4, 12), (16, 2, 6), (32, 1, 3)]),
+    ("vit_b_half", (64, 96), [(768, 2, 3), (768, 2, 3), (768, 2, 3), (256, 2, 3)]),
 ]
 
 
@@ -68,6 +71,26 @@ def test_features_have_the_announced_shapes(backbone, size, expected):
 def test_size_that_does_not_fit_says_what_to_pad_to(small_encoder):
     with pytest.raises(ValueError, match="multiple of 32 for vit_test, got 50 x 64: pad it to 64 x 64"):
         small_encoder(torch.zeros(1, 3, 50, 64))
+
+
+def test_half_sees_what_the_full_one_sees_of_an_image_half_as_large(small_encoder):
+    half, full = build_encoder("vit_test_half"), build_encoder("vit_test")
+    for encoder in (half, full):
+        load_backbone(encoder, small_encoder.state_dict())
+    image = torch.rand(1, 3, 128, 64) * 255
+    for feature, wanted in zip(half(image), full(F.avg_pool2d(image, 2)), strict=True):
+        torch.testing.assert_close(feature, wanted)
+    assert fingerprint(half) != fingerprint(full), "features of the one are not those of the other"
+
+
+@pytest.mark.parametrize("adapters", ["late", "all"])
+def test_half_with_adapters_stores_what_it_says(adapters):
+    encoder = build_encoder("vit_test_half", adapters=adapters)
+    image = torch.rand(1, 3, 64, 128) * 255
+    begun = encoder.begin(image)
+    assert [(b.shape[1], 64 // b.shape[2]) for b in begun] == list(zip(encoder.stored_channels, encoder.stored_strides))
+    for feature, wanted in zip(encoder.finish(begun), encoder(image), strict=True):
+        torch.testing.assert_close(feature, wanted)
 
 
 def test_unknown_backbone_lists_the_known_ones():

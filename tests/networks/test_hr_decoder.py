@@ -18,6 +18,8 @@ def _features(batch, channels, strides, height, width):
         ((4, 6, 8), (4, 8, 16), 64, 96, 2),  # hierarchical, as vit_t
         ((5, 5, 8), (16, 16, 16), 32, 32, 1),  # plain ViT: every feature at stride 16
         ((8,), (16,), 1024, 1024, 2),  # the paper's size, from SAM's neck alone
+        ((4, 6, 8), (8, 16, 32), 64, 96, 3),  # of an encoder that sees the image at half its resolution
+        ((5, 8), (32, 32), 64, 64, 2),
     ],
 )
 def test_logits_have_the_resolution_of_the_input(size, channels, strides, height, width, out_channels):
@@ -28,10 +30,12 @@ def test_logits_have_the_resolution_of_the_input(size, channels, strides, height
     assert aligned.shape == (1, decoder.aligned_channels, height // 16, width // 16)
 
 
-@pytest.mark.parametrize("stride", [4, 8, 16])
-def test_the_stride_seen_by_the_adversary_is_a_setting(stride):
-    decoder = HRDecoder((4, 8), (8, 16), aligned_stride=stride)
-    _, aligned = decoder(_features(1, (4, 8), (8, 16), 64, 64), torch.rand(1, 3, 64, 64))
+@pytest.mark.parametrize(
+    "strides, stride", [*(((8, 16), s) for s in (4, 8, 16)), *(((16, 32), s) for s in (8, 16, 32))]
+)
+def test_the_stride_seen_by_the_adversary_is_a_setting(strides, stride):
+    decoder = HRDecoder((4, 8), strides, aligned_stride=stride)
+    _, aligned = decoder(_features(1, (4, 8), strides, 64, 64), torch.rand(1, 3, 64, 64))
     assert aligned.shape == (1, decoder.aligned_channels, 64 // stride, 64 // stride)
 
 
@@ -41,6 +45,8 @@ def test_the_stride_seen_by_the_adversary_is_a_setting(stride):
         ({"in_channels": (4, 8), "strides": (16,)}, "differ in length"),
         ({"in_channels": (4,), "strides": (8,)}, "strides"),
         ({"in_channels": (4,), "strides": (16,), "aligned_stride": 2}, "aligned_stride"),
+        ({"in_channels": (4,), "strides": (32,), "aligned_stride": 4}, "aligned_stride"),
+        ({"in_channels": (4, 8), "strides": (4, 32)}, "strides"),
         ({"in_channels": (4,), "strides": (16,), "out_channels": 0}, "out_channels"),
         ({"in_channels": (4,), "strides": (16,), "size": "huge"}, "light, standard, wide"),
     ],

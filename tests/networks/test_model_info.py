@@ -8,7 +8,7 @@ from scripts.errors import DataError
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.baselines import SAMMaskDecoder, UNetDecoder
 from scripts.networks.hr_decoder import HRDecoder
-from scripts.networks.loading import load_network, save_model
+from scripts.networks.loading import load_network, save_model, start_from
 from scripts.networks.model_file import read_model_file, write_model_file
 from scripts.networks.model_info import ModelInfo, model_info
 from scripts.networks.sam_encoders import build_encoder
@@ -52,6 +52,17 @@ def test_every_kind_of_model_is_built_from_its_file_alone(tmp_path, decoder):
     info = model_info(tmp_path / "model.pt")
     assert (info.backbone, info.mpp, info.version, info.domains) == ("vit_test", 0.5, "9.9.9", ABOUT["domains"])
     assert not info.lacks
+
+
+def test_a_model_at_half_resolution_needs_no_key_either(tmp_path):
+    network = saved(tmp_path / "model.pt", "light", backbone="vit_test_half")
+    image = torch.rand(1, 3, 96, 64) * 255
+    with torch.inference_mode():
+        assert torch.equal(load_network(tmp_path / "model.pt")(image), network(image))
+    with pytest.raises(DataError, match="vit_test_half.*vit_test.*--backbone"):
+        start_from(
+            AMASAM(build_encoder("vit_test"), DECODERS["light"](build_encoder("vit_test"))), tmp_path / "model.pt"
+        )
 
 
 def test_a_vit_b_model_needs_no_key_either(tmp_path):

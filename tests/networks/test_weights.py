@@ -107,6 +107,12 @@ def test_the_encoder_of_a_trained_model_is_reused(models):
     assert fingerprint(load_encoder("vit_test", models_dir=models)) == expected
 
 
+def test_a_model_lends_its_encoder_to_a_training_at_half_resolution(models):
+    save_model(models / "model.pt", "vit_test")
+    half, full = (load_encoder(name, models_dir=models) for name in ("vit_test_half", "vit_test"))
+    assert all(torch.equal(half.state_dict()[name], tensor) for name, tensor in full.state_dict().items())
+
+
 def test_the_published_file_loads_and_is_the_published_one(mobile_sam, models):
     assert hashlib.sha256(mobile_sam.read_bytes()).hexdigest() == OFFICIAL_WEIGHTS["vit_t"].sha256
     (models / "backbones").mkdir()

@@ -66,15 +66,18 @@ class HRDecoder(Decoder):
     sub-pixel convolution (Shi et al., arXiv:1609.05158). Size ``quarter`` is the exception: it stops at stride 4,
     looks at no pixel of the image, and interpolates as SAM does.
 
+    Where the encoder saw the image at half its resolution (strides twice SAM's), all levels lie at doubled strides too,
+    and the stem and the last step take squares of twice the side: what is fine is read from the image itself.
+
     The features at ``aligned_stride`` are returned beside the logits: they lie behind trainable layers, so a domain
     discriminator that reads them through CGRL can move them (on the encoder's raw output it could not).
 
     Args:
         in_channels: channels of the encoder's features, fine to coarse.
-        strides: their strides in input pixels; each one of 4, 8, 16, several features may share a stride.
+        strides: their strides in input pixels; each one of 4, 8, 16 (or all twice that), several features may share one.
         size: ``light``, ``standard``, ``wide`` or ``quarter``, see :data:`SIZES`.
         out_channels: the foreground logit, and those that separate touching nuclei (``nuclei.targets.CHANNELS``).
-        aligned_stride: stride of the features the domain discriminator sees: 4, 8 or 16.
+        aligned_stride: stride of the features the domain discriminator sees: 4, 8 or 16 (or twice that).
     """
 
     def __init__(
@@ -88,23 +91,28 @@ class HRDecoder(Decoder):
     ) -> None:
         if len(in_channels) != len(strides):
             raise ValueError(f"in_channels and strides differ in length: {list(in_channels)} and {list(strides)}")
-        if max(strides, default=0) != 16 or not set(strides) <= {4, 8, 16}:
-            raise ValueError(f"strides must be among 4, 8, 16 and hold 16, got {list(strides)}")
-        if aligned_stride not in (4, 8, 16):
-            raise ValueError(f"aligned_stride must be 4, 8 or 16, got {aligned_stride}")
+        shrink = 2 if max(strides, default=0) == 32 else 1  # how much smaller the encoder saw the image
+        known = [16 * shrink, 8 * shrink, 4 * shrink]
+        if max(strides, default=0) != known[0] or not set(strides) <= set(known):
+            raise ValueError(f"strides must be among 4, 8, 16 and hold 16 (or all twice that), got {list(strides)}")
+        if aligned_stride not in known:
+            raise ValueError(f"aligned_stride must be one of {known[::-1]}, got {aligned_stride}")
         if size not in SIZES:
             raise ValueError(f"size of the decoder must be one of {', '.join(SIZES)}, got '{size}'")
         if out_channels < 1:
             raise ValueError(f"out_channels must be at least 1, got {out_channels}")
+        # in pixels of the picture that the encoder saw
+        strides = [stride // shrink for stride in strides]
         channels = {stride: width for stride, (width, _) in SIZES[size].items()}
         convolutions = {stride: number for stride, (_, number) in SIZES[size].items()}
         super().__init__(
             out_channels=out_channels,
-            aligned_channels=channels[aligned_stride],
+            aligned_channels=channels[aligned_stride // shrink],
             settings={"size": size, "out_channels": out_channels, "aligned_stride": aligned_stride},
         )
         self.finest = min(channels)
-        self.aligned_level = [16, 8, 4].index(aligned_stride)
+        self.square = self.finest * shrink  # side in pixels of what the stem reads and the last step gives at once
+        self.aligned_level = known.index(aligned_stride)
 
         self.feature_strides = [int(s) for s in strides]
         self.adapters = nn.ModuleList(
@@ -112,14 +120,14 @@ class HRDecoder(Decoder):
         )
         self.stem = nn.ModuleList()
         if self.finest < 4:
-            self.stem.append(_conv_block(3 * self.finest**2, channels[self.finest]))
+            self.stem.append(_conv_block(3 * self.square**2, channels[self.finest]))
         if self.finest == 1:
             self.stem.append(_conv_block(channels[1], channels[2], stride=2))
         self.coarse = _conv_block(channels[16], channels[16], convolutions[16])
         self.levels = nn.ModuleList(
             _Level(channels[2 * s], channels[s], convolutions[s]) for s in (8, 4, 2, 1) if s in channels
         )
-        steps = self.finest**2 if self.finest < 4 else 1
+        steps = self.square**2 if self.finest < 4 else 1
         self.head = nn.Conv2d(channels[self.finest], out_channels * steps, 3, padding=1)
 
     def forward(self, features: list[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +138,7 @@ class HRDecoder(Decoder):
             adapted.append(adapter(features[i].contiguous(memory_format=torch.channels_last)))
         fine: list[list[torch.Tensor]] = []
         if self.finest < 4:
-            x = F.pixel_unshuffle(image / 127.5 - 1.0, self.finest).contiguous(memory_format=torch.channels_last)
+            x = F.pixel_unshuffle(image / 127.5 - 1.0, self.square).contiguous(memory_format=torch.channels_last)
             for stem in self.stem:
                 x = stem(x)
                 fine.insert(0, [x])
@@ -146,7 +154,7 @@ class HRDecoder(Decoder):
             x = level(x, skips[i])
             trunk.append(x)
         logits = self.head(x)
-        logits = F.pixel_shuffle(logits, self.finest) if self.finest < 4 else interpolate(logits, image)
+        logits = F.pixel_shuffle(logits, self.square) if self.finest < 4 else interpolate(logits, image)
         return logits, trunk[self.aligned_level]
 
     def _at(self, adapted: list[torch.Tensor], stride: int) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from scripts.networks.adapters import is_adapter
 from scripts.networks.sam_vit import SamViT
 from scripts.networks.tiny_vit import TinyViT
@@ -22,6 +23,7 @@ __all__ = [
     "FrozenEncoder",
     "build_encoder",
     "fingerprint",
+    "full_size",
     "load_backbone",
     "sam_modeling",
 ]
@@ -54,7 +56,8 @@ SAM_VITS = {
     "vit_l": dict(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
     "vit_h": dict(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
 }
-BACKBONES = (*TINY_VITS, *SAM_VITS)
+HALF = "_half"  # of a backbone that looks at the image at half its resolution, with the same weights
+BACKBONES = (*TINY_VITS, *SAM_VITS, *(f"{name}{HALF}" for name in (*TINY_VITS, *SAM_VITS)))
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,6 +71,7 @@ class FrozenEncoder(nn.Module):
         channels: channels of each feature.
         strides: input pixels per feature pixel, of each feature.
         size_multiple: H and W must be multiples of this.
+        shrink: the backbone sees the image so many times smaller, each pixel the mean of a square.
         precision: of the arithmetic, a key of :data:`PRECISIONS`; features are float32 in any case. Exports
             (TorchScript, ONNX) always compute in float32.
 
@@ -86,9 +90,11 @@ class FrozenEncoder(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         size_multiple: int,
+        shrink: int = 1,
         precision: str = "float32",
     ) -> None:
         super().__init__()
+        self.shrink = shrink
         if precision not in PRECISIONS:
             raise ValueError(f"precision of the encoder must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.precision = precision
@@ -135,6 +141,8 @@ class FrozenEncoder(nn.Module):
                     f"Image size (H x W) must be a multiple of {m} for {self.backbone_type}, got {h} x {w}: "
                     f"pad it to {wanted}."
                 )
+        if self.shrink > 1:
+            image = F.avg_pool2d(image, self.shrink)
         return (image - self.pixel_mean) / self.pixel_std
 
     @torch.jit.unused
@@ -235,7 +243,8 @@ def build_encoder(backbone: str, precision: str = "float32", adapters: str = "no
 
     Args:
         backbone: ``vit_t`` (MobileSAM's TinyViT), ``vit_b``, ``vit_l``, ``vit_h`` (SAM's) or ``vit_test`` (a tiny
-            TinyViT for unit tests).
+            TinyViT for unit tests); ``vit_t_half`` and the like see the image at half its resolution, a quarter of the
+            work, and have all strides doubled.
         precision: see :class:`FrozenEncoder`.
         adapters: which blocks have trained adapters: "none", "late" (the last two stages of a TinyViT, the last half of
             the blocks of SAM's), "early" (those before) or "all"; with any it is an :class:`AdaptedEncoder`.
@@ -243,15 +252,17 @@ def build_encoder(backbone: str, precision: str = "float32", adapters: str = "no
     Raises:
         ValueError: for another name.
     """
-    if backbone in TINY_VITS:
-        numbers = TINY_VITS[backbone]
+    kind, shrink = full_size(backbone), 1 if full_size(backbone) == backbone else 2
+    if kind in TINY_VITS:
+        numbers = TINY_VITS[kind]
         dims = numbers["embed_dims"]
         module: nn.Module = TinyViT(**numbers, adapters=adapters)
-        shape = dict(channels=(dims[0], dims[1], numbers["out_channels"]), strides=(4, 8, 16), size_multiple=32)
+        shape = dict(channels=(dims[0], dims[1], numbers["out_channels"]), strides=(4, 8, 16))
+        shape["size_multiple"] = 32  # at half resolution 16 of its own pixels, its coarsest stride
         # before stage 2 features of strides 4 and 8 are done; before stage 0 there is the stem alone
         stored = {0: ((dims[0],), (4,)), 2: (dims[:3], (4, 8, 16))}.get(module.first)
-    elif backbone in SAM_VITS:
-        numbers = SAM_VITS[backbone]
+    elif kind in SAM_VITS:
+        numbers = SAM_VITS[kind]
         vit = sam_modeling().ImageEncoderViT(
             img_size=SAM_IMAGE_SIZE,
             patch_size=SAM_PATCH,
@@ -264,15 +275,24 @@ def build_encoder(backbone: str, precision: str = "float32", adapters: str = "no
         taps = numbers["global_attn_indexes"][:-1]
         module = SamViT(vit, taps, adapters)
         width, count = numbers["embed_dim"], len(taps) + 1
-        shape = dict(channels=(width,) * len(taps) + (256,), strides=(SAM_PATCH,) * count, size_multiple=SAM_PATCH)
+        shape = dict(
+            channels=(width,) * len(taps) + (256,), strides=(SAM_PATCH,) * count, size_multiple=SAM_PATCH * shrink
+        )
         begun = sum(tap < module.first for tap in taps) + (module.first - 1 not in taps)
         stored = ((width,) * begun, (SAM_PATCH,) * begun)
     else:
         raise ValueError(f"Unknown backbone {backbone!r}: it must be one of {', '.join(BACKBONES)}.")
-    shape.update(backbone_type=backbone, precision=precision)
+    shape.update(backbone_type=backbone, precision=precision, shrink=shrink)
+    shape["strides"] = tuple(shrink * stride for stride in shape["strides"])
     if adapters == "none":
         return FrozenEncoder(module, **shape)
-    return AdaptedEncoder(module, adapters=adapters, stored_channels=stored[0], stored_strides=stored[1], **shape)
+    strides = tuple(shrink * stride for stride in stored[1])
+    return AdaptedEncoder(module, adapters=adapters, stored_channels=stored[0], stored_strides=strides, **shape)
+
+
+def full_size(backbone: str) -> str:
+    """The backbone whose weights one has: ``vit_t`` for ``vit_t`` and ``vit_t_half``."""
+    return backbone.removesuffix(HALF)
 
 
 def load_backbone(encoder: FrozenEncoder, state_dict: Mapping[str, Tensor]) -> None:

@@ -211,7 +211,7 @@ class TinyViT(nn.Module):
     MobileSAM's image encoder: TinyViT whose last stage keeps stride 16, and SAM's neck.
 
     For inference only: BatchNorm is folded and attention biases are gathered when weights are loaded. There is no
-    absolute position, so any H and W divisible by 32 will do.
+    absolute position, so any H and W divisible by 16 will do.
 
     Sources: Wu et al., TinyViT, arXiv:2207.10666; Zhang et al., Faster Segment Anything, arXiv:2306.14289. Parameter
     names are those of the ``image_encoder`` part of ``mobile_sam.pt`` without its unused classifier
@@ -261,7 +261,7 @@ class TinyViT(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """
         Args:
-            x: normalised image (B, 3, H, W), H and W divisible by 32.
+            x: normalised image (B, 3, H, W), H and W divisible by 16.
 
         Returns:
             features fine to coarse: stages 1 and 2 before downsampling, (B, embed_dims[0], H/4, W/4) and

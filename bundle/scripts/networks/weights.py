@@ -9,7 +9,7 @@ import torch
 from scripts.download import fetch
 from scripts.errors import DataError
 from scripts.networks.model_file import split_about
-from scripts.networks.sam_encoders import BACKBONES, FrozenEncoder, build_encoder, load_backbone
+from scripts.networks.sam_encoders import BACKBONES, FrozenEncoder, build_encoder, full_size, load_backbone
 
 __all__ = ["OFFICIAL_WEIGHTS", "find_backbone_weights", "load_encoder", "read_checkpoint", "user_cache"]
 
@@ -81,7 +81,7 @@ def find_backbone_weights(
 ) -> Path | None:
     """
     The file that holds a backbone's weights, from the first of: ``path``; ``models_dir/backbones/<official name>``;
-    ``models_dir/model.pt`` if it was trained with this backbone; the user cache (``$AMA_SAM_CACHE`` or
+    ``models_dir/model.pt`` if it was trained with this backbone, at whatever resolution; the user cache (``$AMA_SAM_CACHE`` or
     ``~/.cache/ama_sam``); a download into that cache, checked by sha256.
 
     Args:
@@ -105,12 +105,13 @@ def find_backbone_weights(
             raise DataError(path, f"there is no such file to take the weights of {backbone} from", _hint(backbone))
         return path
 
-    official = OFFICIAL_WEIGHTS.get(backbone)
+    official = OFFICIAL_WEIGHTS.get(full_size(backbone))
     if models_dir is not None:
         if official and (file := Path(models_dir) / "backbones" / official.name).is_file():
             return file
         file = Path(models_dir) / "model.pt"
-        if file.is_file() and read_checkpoint(file, _hint(backbone)).get("backbone") == backbone:
+        kind = read_checkpoint(file, _hint(backbone)).get("backbone") if file.is_file() else None
+        if kind is not None and full_size(kind) == full_size(backbone):
             return file
     if official is None:
         raise DataError(backbone, "this backbone has no published weights", _hint(backbone))
