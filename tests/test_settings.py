@@ -104,6 +104,7 @@ WRONG = [
     *(("train", key, v) for key in ("resume", "amp", "compile", "start_counts") for v in ("yes", 1, 0, "maybe", [])),
     *((config, "min_area", v) for config in ("inference", "evaluate") for v in (-1, "small", math.nan, math.inf)),
     *((config, "min_solidity", v) for config in ("inference", "wsi", "evaluate") for v in (-1, 1.1, "round", math.nan)),
+    *((config, "min_peak", v) for config in ("inference", "wsi", "evaluate") for v in (-0.1, 1, "sure", math.nan)),
     *((config, "seed", v) for config in ("train", "inference", "evaluate") for v in (-1, 1.5, "one", 2**32)),
     *((config, "device", v) for config in ("train", "inference", "wsi") for v in ("gpu", "cuda:x", 0, "cuda7", "")),
     *((config, "views", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 3, 0, 2.5)),

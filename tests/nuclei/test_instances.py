@@ -129,7 +129,7 @@ def test_ids_that_no_pixel_has_are_given_to_others():
 def test_defaults_are_the_same_in_both_forms_and_those_of_the_config(bundle_root):
     config = json.loads((bundle_root / "configs" / "inference.json").read_text())
     forms = [inspect.signature(form).parameters for form in (logits_to_instances, LogitsToInstancesd)]
-    for name in ("threshold", "marker_depth", "min_area", "min_solidity", "method", "targets"):
+    for name in ("threshold", "marker_depth", "min_area", "min_solidity", "min_peak", "method", "targets"):
         assert forms[0][name].default == forms[1][name].default
     for name in ("threshold", "marker_depth"):
         assert forms[0][name].default == config[name]
@@ -178,6 +178,19 @@ def test_of_small_nuclei_the_ragged_go_and_round_thin_and_large_ones_stay():
     assert kept(40, 0.85) == {1, 2, 4}
     assert kept(130, 0.85) == set(), "304 pixels are small where nuclei have 130 or more"
     assert kept(0, 0.85) == {1, 2, 3, 4}, "without a smallest area no nucleus is small"
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_nucleus_must_be_sure_somewhere_and_keeps_its_doubtful_outline(channels):
+    label = discs((30, 30, 10), (30, 80, 10), (80, 30, 10))
+    label[45:50, 60:100] = 4  # debris: as doubtful as the second nucleus
+    logits = np.where(label[None] > 0, 0.2, -8.0).repeat(channels, axis=0).astype(np.float32)  # probability .55
+    inner = discs((30, 30, 5), (80, 30, 1))
+    logits[0][inner > 0] = 3.0  # .95, in 81 and in 5 pixels
+    found = logits_to_instances(logits, min_peak=0.8, method="components")[1][0]
+    assert np.array_equal(found > 0, label == 1), "the whole first nucleus, outline and all, and no other"
+    assert logits_to_instances(logits, method="components")[1].max() == 4
+    assert logits_to_instances(logits, threshold=0.6, min_peak=0.5, method="components")[1].max() == 1
 
 
 def test_no_small_ellipse_up_to_three_times_as_long_as_wide_is_debris():
@@ -248,7 +261,8 @@ def test_time_grows_with_pixels_not_with_nuclei_times_pixels():
 
 @pytest.mark.parametrize(
     "settings", [{"threshold": 7}, {"threshold": 0}, {"threshold": float("nan")}, {"marker_depth": 0}, {"min_area": -1},
-                 {"min_area_um2": float("nan")}, {"min_solidity": 1.1}, {"min_solidity": float("nan")}],
+                 {"min_area_um2": float("nan")}, {"min_solidity": 1.1}, {"min_solidity": float("nan")},
+                 {"min_peak": 1.0}],
 )  # fmt: skip
 def test_a_setting_out_of_its_range_is_refused_before_work_starts(settings):
     """By the one range of the setting, also where a config of one's own names it below the top."""

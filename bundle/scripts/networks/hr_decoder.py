@@ -74,7 +74,7 @@ class HRDecoder(Decoder):
 
     Args:
         in_channels: channels of the encoder's features, fine to coarse.
-        strides: their strides in input pixels; each one of 4, 8, 16 (or all twice that), several features may share one.
+        strides: their strides in input pixels; each one of 4, 8, 16 (or all twice that), also the same one.
         size: ``light``, ``standard``, ``wide`` or ``quarter``, see :data:`SIZES`.
         out_channels: the foreground logit, and those that separate touching nuclei (``nuclei.targets.CHANNELS``).
         aligned_stride: stride of the features the domain discriminator sees: 4, 8 or 16 (or twice that).

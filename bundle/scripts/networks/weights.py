@@ -81,8 +81,8 @@ def find_backbone_weights(
 ) -> Path | None:
     """
     The file that holds a backbone's weights, from the first of: ``path``; ``models_dir/backbones/<official name>``;
-    ``models_dir/model.pt`` if it was trained with this backbone, at whatever resolution; the user cache (``$AMA_SAM_CACHE`` or
-    ``~/.cache/ama_sam``); a download into that cache, checked by sha256.
+    ``models_dir/model.pt`` if it was trained with this backbone, at whatever resolution; the user cache
+    (``$AMA_SAM_CACHE`` or ``~/.cache/ama_sam``); a download into that cache, checked by sha256.
 
     Args:
         backbone: ``vit_t``, ``vit_b``, ``vit_l`` or ``vit_h``.

@@ -18,17 +18,19 @@ from skimage.measure import label as connected_components
 __all__ = ["LogitsToInstancesd", "logits_to_instances"]
 
 METHODS = ("watershed", "components")
+PEAK = 10  # pixels that have to be as sure as ``min_peak``: one alone is noise
 SMALL = 2.5  # times min_area: below it a nucleus must have min_solidity, see docs/experiments.md
 
 
 def logits_to_instances(
     logits: np.ndarray | torch.Tensor,
-    threshold: float = 0.5,
+    threshold: float = 0.4,
     marker_depth: float = 0.1,
     min_area: float = 20,
     method: str = "watershed",
     targets: str | None = None,
     min_solidity: float = 0.0,
+    min_peak: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Turn a network's logits into a mask and its nuclei.
@@ -47,6 +49,8 @@ def logits_to_instances(
         targets: what the channels mean, a key of ``targets.CHANNELS``; None what so many usually mean.
         min_solidity: in [0, 1]; of nuclei smaller than 2.5 times ``min_area`` those of less are removed, which are
             debris more often than not. 0 removes none.
+        min_peak: in [0, 1); nuclei of fewer than 10 pixels whose foreground probability is higher are removed, however
+            large they are above ``threshold``: two thresholds, as Canny's. 0 removes none.
 
     Returns:
         mask (1, H, W) uint8 in {0, 1} and instances (1, H, W) int32 with ids 1..N; the mask is where instances are.
@@ -67,7 +71,10 @@ def logits_to_instances(
     instances = connected_components(foreground, connectivity=2)
     if len(probability) > 1 and method == "watershed":
         instances = separate(instances, probability[1:], targets, marker_depth)
-    instances = _without_debris(_without_holes(instances), min_area, min_solidity)
+    instances = _without_holes(instances)
+    if min_peak > threshold:
+        instances = _without_doubtful(instances, probability[0] > min_peak)
+    instances = _without_debris(instances, min_area, min_solidity)
     return (instances > 0).astype(np.uint8)[None], instances.astype(np.int32)[None]
 
 
@@ -88,12 +95,13 @@ class LogitsToInstancesd(MapTransform):
         with_spread: the last channel is no logit but the spread over views, and becomes ``spread``.
         targets: what the network's channels mean, see :func:`logits_to_instances`.
         min_solidity: see :func:`logits_to_instances`.
+        min_peak: see :func:`logits_to_instances`.
     """
 
     def __init__(
         self,
         keys: KeysCollection = "pred",
-        threshold: float = 0.5,
+        threshold: float = 0.4,
         marker_depth: float = 0.1,
         min_area: float = 20,
         min_area_um2: float | None = None,
@@ -101,10 +109,16 @@ class LogitsToInstancesd(MapTransform):
         with_spread: bool = False,
         targets: str | None = None,
         min_solidity: float = 0.0,
+        min_peak: float = 0.0,
     ) -> None:
         super().__init__(keys)
         # a verb has judged its settings already; a config of one's own can also name them here
-        given = {"threshold": threshold, "marker_depth": marker_depth, "min_solidity": min_solidity}
+        given = {
+            "threshold": threshold,
+            "marker_depth": marker_depth,
+            "min_solidity": min_solidity,
+            "min_peak": min_peak,
+        }
         judge("inference", {**given, "min_area": min_area, "min_area_um2": min_area_um2})
         self.threshold = threshold
         self.marker_depth = marker_depth
@@ -114,6 +128,7 @@ class LogitsToInstancesd(MapTransform):
         self.with_spread = with_spread
         self.targets = targets
         self.min_solidity = min_solidity
+        self.min_peak = min_peak
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         item = dict(data)
@@ -122,7 +137,14 @@ class LogitsToInstancesd(MapTransform):
             logits, item["spread"] = logits[:-1], logits[-1:]
         mpp = getattr(logits, "meta", {}).get("mpp", item.get("mpp"))
         maps = logits_to_instances(
-            logits, self.threshold, self.marker_depth, self._min_area(mpp), self.method, self.targets, self.min_solidity
+            logits,
+            self.threshold,
+            self.marker_depth,
+            self._min_area(mpp),
+            self.method,
+            self.targets,
+            self.min_solidity,
+            self.min_peak,
         )
         for key, values in zip(("mask", "instances"), maps):
             item[key] = convert_to_dst_type(values, logits, dtype=values.dtype)[0]
@@ -148,6 +170,12 @@ def _without_holes(instances: np.ndarray) -> np.ndarray:
     fill = np.where((lowest == highest) & (highest > 0), highest, 0)
     fill[0] = 0
     return instances + fill[holes]
+
+
+def _without_doubtful(instances: np.ndarray, sure: np.ndarray) -> np.ndarray:
+    """Drop nuclei of fewer than ``PEAK`` sure pixels."""
+    keep = np.bincount(instances[sure], minlength=instances.max(initial=0) + 1) >= PEAK
+    return np.where(keep[instances], instances, 0)
 
 
 def _without_debris(instances: np.ndarray, min_area: float, min_solidity: float) -> np.ndarray:

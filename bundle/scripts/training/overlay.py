@@ -25,7 +25,7 @@ __all__ = ["ClosingLines", "ValidationOverlay"]
 
 logger = logging.getLogger(__name__)
 
-NUCLEI = {"min_area": 40, "min_solidity": 0.85}  # as inference.json has it
+NUCLEI = {"threshold": 0.4, "min_peak": 0.9, "min_area": 40, "min_solidity": 0.85}  # as inference.json has it
 SIDE = 512  # of the piece that is shown of an image, in pixels
 
 
