@@ -24,6 +24,9 @@ from tqdm import tqdm
 
 __all__ = ["Teacher", "check_taught"]
 
+# a nucleus that is doubted teaches more than one that is left out, see docs/experiments.md
+LABELS = {"threshold": 0.4, "min_peak": 0.0}
+
 
 class Teacher:
     """
@@ -45,10 +48,11 @@ class Teacher:
     def __init__(
         self, path: str, views: int, device: torch.device | str, config: str | os.PathLike, folder: str | os.PathLike
     ) -> None:
-        given = {"ckpt_path": path, "views": views, "device": str(device)}
+        given = {"ckpt_path": path, "views": views, "device": str(device), **LABELS}
         with torch.random.fork_rng(devices=[]):  # the network that learns begins with the weights of its seed
             self.segmenter = Segmenter(config, Path(config).parents[1], given)
-        self.folder = Path(folder) / f"{str(sha256_of(path))[:8]}_views{views}"
+        how = "_".join(f"{key}{value:g}" for key, value in {"views": views, **LABELS}.items())
+        self.folder = Path(folder) / f"{str(sha256_of(path))[:8]}_{how}"
 
     @PHASES.within("labelling")
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> list[dict]:
