@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +87,60 @@ def test_workers_that_see_another_disk_are_told(scheduler, tmp_path, monkeypatch
     ((_, result, problem),) = on_cluster(scheduler, halve, [(2, (2, tmp_path))], tmp_path)
     assert result is None and f"{tmp_path} of this machine is not that of" in problem
     assert "on disks they share, at the same paths" in problem
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import psutil
+sys.path.insert(0, {bundle!r})
+from scripts.cluster import on_cluster
+from scripts.ending import end_clearly
+import pauses
+
+def workers():
+    return [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+def interrupt():
+    print(*workers(), flush=True)
+    os.killpg(0, {number})
+
+def once_a_worker_is_born():
+    while not workers():
+        time.sleep(0.01)
+    interrupt()
+
+end_clearly("The same command goes on.")
+begun = Path("begun")
+if {opening}:
+    threading.Thread(target=once_a_worker_is_born, daemon=True).start()
+meanwhile = lambda: interrupt() if begun.exists() and not {opening} else None
+for _ in on_cluster("local:2", pauses.pause, [(n, (str(begun),)) for n in range(3)], ".", meanwhile=meanwhile):
+    pass
+"""
+PAUSES = """
+import time
+from pathlib import Path
+
+def pause(begun):
+    Path(begun).touch()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("opening", [True, False], ids=["while workers are begun", "while they work"])
+def test_ctrl_c_ends_in_two_lines_and_without_workers(bundle_root, tmp_path, opening):
+    """The terminal sends it to all processes."""
+    psutil = pytest.importorskip("psutil")
+    (tmp_path / "pauses.py").write_text(PAUSES)
+    program = INTERRUPTED.format(bundle=str(bundle_root), number=int(signal.SIGINT), opening=opening)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "start_new_session": True}
+    pipes = {"capture_output": True, "text": True, "timeout": 120, "check": False}
+    done = subprocess.run([sys.executable, "-c", program], **options, **pipes, preexec_fn=heed)
+    assert done.returncode != 0
+    assert done.stderr.split("\n") == ["", "Interrupted: what was finished is kept.", "The same command goes on.", ""]
+    workers = [int(pid) for pid in done.stdout.split()]  # an ended one may be there until it is waited for
+    left = [process for process in psutil.process_iter() if process.pid in workers]
+    assert workers and not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    assert not list(tmp_path.glob(".cluster*"))

@@ -10,9 +10,11 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from scripts.ending import not_interrupted
 from scripts.errors import DataError
 
 __all__ = ["on_cluster", "still_wanted"]
@@ -144,23 +146,40 @@ def _client(cluster: str, environment: Mapping[str, str]) -> Iterator[Any]:
             client = Client(cluster)
         except (OSError, ValueError) as error:
             raise DataError("cluster", f"no scheduler answers at {cluster} ({error})", "Is it running?") from None
-        with client:
+        with _closed_quietly(client):
             yield client
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = int(number or max(cores // CORES_EACH, 1))
     threads = str(max(cores // count, 1))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    # workers tell of what they were at when they are ended; what goes wrong with a task is told by who asked for it
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"}
     settings = {
         # what the user has set in the environment goes before
-        "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(names, threads), **environment},
+        "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(names, threads), **quiet, **environment},
         "distributed.worker.daemon": False,  # workers may have processes of their own
         "distributed.worker.memory.terminate": False,  # a task's memory is bounded, and its files are no leak
         "distributed.scheduler.worker-saturation": 1.0,  # a task waits for the first worker that is free
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(count, threads_per_worker=1, dashboard_address=None, memory_limit=None) as workers,
-        Client(workers) as client,
-    ):
-        yield client
+    resource_tracker.ensure_running()  # started with the first worker, it would let Ctrl-C through to that
+    with dask.config.set(settings):
+        with not_interrupted():
+            options = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+            # any port, of this machine only: beside a second cluster it would complain that its own is taken
+            workers = LocalCluster(count, **options, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"})
+            client = Client(workers)
+        with _closed_quietly(client, workers):
+            yield client
+
+
+@contextmanager
+def _closed_quietly(*parts: Any) -> Iterator[None]:
+    """Close a client, and its cluster, at the end: without a word of the tasks that an interruption leaves undone."""
+    try:
+        yield
+    finally:
+        with not_interrupted():
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            for part in parts:
+                part.close()

@@ -9,12 +9,13 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from scripts.errors import DataError, root_cause
 
-__all__ = ["ENDS_WITH_STDIN", "end_clearly", "end_with_parent", "from_now_on", "when_interrupted"]
+__all__ = ["ENDS_WITH_STDIN", "end_clearly", "end_with_parent", "from_now_on", "not_interrupted", "when_interrupted"]
 
 # set for a verb by the process that started it, and that holds its standard input open as long as it lives
 ENDS_WITH_STDIN = "AMA_SAM_ENDS_WITH_STDIN"
@@ -74,6 +75,33 @@ def end_with_parent() -> None:
     """In a worker process: Ctrl-C, which reaches all of them, is the parent's to answer, without tracebacks of each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def not_interrupted() -> Iterator[None]:
+    """
+    Ctrl-C and SIGTERM wait for the end of a step of some seconds that leaves things half open where it is cut short.
+
+    Processes that it starts never hear of Ctrl-C, which a terminal sends to all: who started them ends them.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    block = getattr(signal, "pthread_sigmask", lambda *_: set())  # Windows has none
+    mask = block(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        block(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _end_with_stdin() -> None:

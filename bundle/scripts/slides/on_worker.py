@@ -3,12 +3,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 from scripts.errors import DataError, root_cause
+from tqdm import tqdm
 
 __all__ = ["attempt", "segment_on_worker"]
 
@@ -46,6 +48,7 @@ def segment_on_worker(config: str, slide: str, folder: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _segmenter(config: str) -> Callable[[str, Path], dict[str, Any]]:
+    tqdm.set_lock(threading.RLock())  # its own, among processes, would be left behind by a worker that is ended
     parser = ConfigParser(json.loads(config))
     parser.get_parsed_content("initialize")
     if parser.get_parsed_content("compile"):
