@@ -157,7 +157,7 @@ def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
     """
     if path is None:
         return network
-    content = read_model_file(path)
+    content = read_model_file(path, "init_model")
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     if content.get("adapters", "none") == "none":
         untrained = {name: tensor for name, tensor in own.items() if name.startswith(_ENCODER) and is_adapter(name)}

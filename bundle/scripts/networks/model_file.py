@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle  # nosec B403 # for the name of an error
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from scripts.files import atomic_path
 __all__ = ["ABOUT", "add_to_model_file", "read_model_file", "split_about", "write_model_file"]
 
 ABOUT = "about"  # the one entry of a model file that is no tensor
-
-_HINT = "Name a model.pt that training wrote with --ckpt_path"
 
 
 def write_model_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
@@ -41,28 +38,32 @@ def add_to_model_file(path: str | os.PathLike, **extras: Any) -> None:
     write_model_file(path, {**read_model_file(path), **extras})
 
 
-def read_model_file(path: str | os.PathLike) -> dict[str, Any]:
+def read_model_file(path: str | os.PathLike, key: str = "ckpt_path") -> dict[str, Any]:
     """
     Content of a model file: ``model`` (the state dict), ``backbone`` (the encoder's type), ``provenance`` and what else
     it tells. Tensors are read from the file when they are used.
 
+    Args:
+        path: the file.
+        key: of the config that names it, for errors.
+
     Raises:
         DataError: when it is missing, truncated or something else.
     """
-    path = Path(path)
+    path, hint = Path(path), f"Name a model.pt that training wrote with --{key}"
     if not path.is_file():
-        raise DataError(path, "there is no such model file", f"{_HINT}, or train one first")
+        raise DataError(path, "there is no such model file", f"{hint}, or train one first")
     try:
         # torch's format is a zip, which can be mapped; what is cut short is none, and fails as torch's old format
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as e:  # torch's own words advise to read it as a program
+    except OSError as e:
+        raise DataError(path, f"it cannot be read as a model ({e})", hint) from e
+    except Exception as e:  # torch's own words are a number, or advise to read it as a program
         problem = "it cannot be read as a model: it is damaged, another kind of file, or holds more than weights"
-        raise DataError(path, problem, _HINT) from e
-    except Exception as e:
-        raise DataError(path, f"it cannot be read as a model ({e})", _HINT) from e
+        raise DataError(path, problem, hint) from e
     content = split_about(content) if isinstance(content, dict) else {}
     if not {"model", "backbone"} <= content.keys():
-        raise DataError(path, "it is not an AMA-SAM model file", _HINT)
+        raise DataError(path, "it is not an AMA-SAM model file", hint)
     return content
 
 

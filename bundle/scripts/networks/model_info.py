@@ -64,7 +64,10 @@ class ModelInfo:
 
 
 def model_info(
-    path: str | os.PathLike | None, given: Mapping[str, Any] | None = None, needs: Sequence[str] = ()
+    path: str | os.PathLike | None,
+    given: Mapping[str, Any] | None = None,
+    needs: Sequence[str] = (),
+    key: str = "ckpt_path",
 ) -> ModelInfo:
     """
     Read what a model file says of its network; an export (``.ts``, ``.onnx``) says nothing, nor does no file.
@@ -75,6 +78,7 @@ def model_info(
             nothing. Where the file says it too, both must be the same; where an old file or an export does not, this
             is taken.
         needs: keys that must be known, and not assumed.
+        key: of the config that names the file, for errors.
 
     Raises:
         DataError: when the file cannot be read, contradicts what is given, or lacks what is needed.
@@ -82,26 +86,26 @@ def model_info(
     said = {key: value for key, value in (given or {}).items() if value is not None}
     if path is None or Path(path).suffix in EXPORTS:
         return ModelInfo(targets=said.get("targets"))
-    content = read_model_file(path)
+    content = read_model_file(path, key)
     decoder, lacks = content.get("decoder"), []
     if decoder is None:
         decoder, lacks = _recognised(path, content)
-        for key in [key for key in lacks if key in said]:
-            decoder[SETTINGS[key]] = said[key]
-            lacks.remove(key)
-    lacks += [key for key in ("mpp", "domains") if not content.get(key)]
+        for name in [name for name in lacks if name in said]:
+            decoder[SETTINGS[name]] = said[name]
+            lacks.remove(name)
+    lacks += [name for name in ("mpp", "domains") if not content.get(name)]
     targets = taught(content)
     known = {
         "backbone": content["backbone"],
         "targets": targets,
-        **{key: decoder.get(name) for key, name in SETTINGS.items()},
+        **{name: decoder.get(stored) for name, stored in SETTINGS.items()},
     }
-    for key, value in said.items():
-        if str(value) != str(known[key]):
-            hint = f"Leave --{key} out: a model file knows it"
-            raise DataError(path, f"it has {key} {known[key]}, and --{key} says {value}", hint)
-    for key in set(needs) & set(lacks):
-        raise DataError(path, f"it was written by an earlier version, which did not store its {key}", f"Give --{key}")
+    for name, value in said.items():
+        if str(value) != str(known[name]):
+            hint = f"Leave --{name} out: a model file knows it"
+            raise DataError(path, f"it has {name} {known[name]}, and --{name} says {value}", hint)
+    for name in set(needs) & set(lacks):
+        raise DataError(path, f"it was written by an earlier version, which did not store its {name}", f"Give --{name}")
     if lacks:
         _tell_once(str(path), ", ".join(lacks))
     return ModelInfo(

@@ -16,6 +16,7 @@ from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError, all_of
 from scripts.files import atomic_path, sha256_of
 from scripts.inference.in_memory import Segmenter
+from scripts.networks.model_info import model_info
 from scripts.nuclei.label_maps import save_label_map
 from scripts.nuclei.overlays import overlay
 from scripts.phases import PHASES
@@ -109,11 +110,10 @@ class Teacher:
 
 
 def check_taught(teacher: str | None, labelled: Sequence[bool]) -> None:
-    """Before any image is encoded: DataError where there is no such teacher, or every domain has labels."""
+    """Before any image is encoded: DataError where the teacher is no model, or every domain has labels."""
     if teacher is None:
         return
-    if not Path(teacher).is_file():
-        raise DataError(teacher, "there is no such model file", "Give teacher a model.pt.")
+    model_info(teacher, key="teacher")
     if all(labelled):
         hint = "Name those without with --unlabelled (by no_labels.json it is the one that --primary names)."
         raise DataError("teacher", "every domain that is trained on has labels", hint)
