@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,15 @@ def test_settings_that_are_right_or_monai_labels_are_taken(check_settings, synth
     check_settings({"skip_strategies": "true", "models": "ama_sam"})
     with pytest.raises(DataError, match="there is no domain 'dark'"):
         check_settings({"auxiliary_dir": synthetic, "auxiliary": "dark"})
+
+
+@pytest.mark.parametrize("name", ["labelled", "unlabelled"])
+def test_an_auxiliary_domain_is_not_called_as_the_studies_own_images(check_settings, synthetic, tmp_path, name):
+    for theirs, ours in (("synthetic_dark", name), ("synthetic_pink", "pink")):
+        os.symlink(os.path.join(synthetic, theirs), tmp_path / ours)
+    with pytest.raises(DataError, match=f"{name}: the studies' own images are the domain of this name. Rename"):
+        check_settings({"auxiliary_dir": str(tmp_path)})
+    check_settings({"auxiliary_dir": str(tmp_path), "auxiliary": "pink"})
 
 
 def test_a_training_tells_how_far_it_is_from_what_it_has_written(schema, tmp_path):

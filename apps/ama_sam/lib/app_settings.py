@@ -4,13 +4,14 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.data.domains import auxiliary_domains
+from scripts.data.domains import LABELLED, auxiliary_domains
 from scripts.errors import DataError
 from scripts.judging import judge
 
-__all__ = ["SETTINGS", "check_settings"]
+__all__ = ["SETTINGS", "UNLABELLED", "check_settings"]
 
 SETTINGS = ("mpp", "auxiliary_dir", "auxiliary", "model_dir", "cache_dir", "origins")
+UNLABELLED = "unlabelled"  # name of the domain of tiles without a label
 
 
 def check_settings(conf: Mapping[str, str]) -> None:
@@ -39,6 +40,8 @@ def check_settings(conf: Mapping[str, str]) -> None:
     if "auxiliary_dir" in conf:
         if not Path(conf["auxiliary_dir"]).is_dir():
             raise DataError("auxiliary_dir", f"there is no folder '{conf['auxiliary_dir']}'", "Name one of domains")
-        auxiliary_domains(conf["auxiliary_dir"], conf.get("auxiliary", "all"))
+        for domain in auxiliary_domains(conf["auxiliary_dir"], conf.get("auxiliary", "all")):
+            if domain["name"] in (LABELLED, UNLABELLED):  # found in the middle of a training, else
+                raise DataError(domain["root"], "the studies' own images are the domain of this name", "Rename it")
     elif "auxiliary" in conf:
         raise DataError("auxiliary", "nothing says where these domains are", "Give -c auxiliary_dir FOLDER, too")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import monai.bundle
+from lib.app_settings import UNLABELLED
 from lib.schema import TrainOptions, default_device
 from lib.studies import Studies, known_mpp_of, label_map, tile_path
 from lib.train_stats import newest_run, train_stats
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "few_shot.json"  # what a training from the served weights is; docs/own_tissue.md says how it was measured
 SCHEDULE = ("max_epochs", "batches_per_epoch", "learning_rate")  # what a request may set of the configs' own
-UNLABELLED = "unlabelled"  # name of the domain of tiles without a label
 SMALLEST_TO_SPLIT = 5  # labelled images; of fewer a part of each is held out, in the place of whole ones
 
 
