@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,18 @@ def test_unknown_names_show_what_is_there(folder):
             domain_list(folder, *arguments)
     with pytest.raises(DataError, match="'beta' is listed more than once"):
         domain_list(folder, "beta", ["beta"])
+
+
+def test_folders_of_images_alone_are_told_as_what_unlabelled_takes(folder):
+    shutil.rmtree(folder / "gamma" / "labels")
+    told = "alpha, beta, only_tests. Images alone, which training takes with --unlabelled: gamma"
+    for primary, problem in ((None, "primary is not said"), ("gamma", "no domain 'gamma'")):
+        with pytest.raises(DataError, match=f"{problem}.*Domains found: {told}"):
+            domain_list(folder, primary)
+    for name in ("alpha", "beta", "only_tests"):
+        shutil.rmtree(folder / name)
+    with pytest.raises(DataError, match="no domain folder found.* --unlabelled: gamma"):
+        domain_list(folder)
 
 
 def test_primary_may_be_left_out_only_if_it_is_clear(folder, tmp_path_factory):

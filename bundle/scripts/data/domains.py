@@ -66,8 +66,8 @@ def domain_list(
     _check_found(folder, without, found)
     primary = primary or _default_primary(folder, found)
     if primary is None:
-        there = f"Domains found: {', '.join(found)}."
-        raise DataError(folder, "which domain is the primary is not said", f"Set primary to its name. {there}")
+        hint = f"Set primary to its name. {_what_is_there(folder, found)}"
+        raise DataError(folder, "which domain is the primary is not said", hint)
     _check_found(folder, [primary], found)
     others = _auxiliaries(folder, found, auxiliary, primary, without)
     domains = [_domain(folder / primary, "primary"), *others]
@@ -270,7 +270,7 @@ def _find_domains(folder: Path, unlabelled: Sequence[str] = ()) -> list[str]:
     found = [path.name for path in sorted(folder.iterdir()) if is_domain(path, path.name not in unlabelled)]
     if not found:
         hint = "Put every domain in a folder of its own, with split.json or with images/ and labels/."
-        raise DataError(folder, "no domain folder found", hint)
+        raise DataError(folder, "no domain folder found", hint + _images_alone(folder))
     return found
 
 
@@ -299,7 +299,16 @@ def _names(names: str | Iterable[str] | None) -> list[str]:
 def _check_found(folder: Path, names: Iterable[str], found: Sequence[str]) -> None:
     for name in names:
         if name not in found:
-            raise DataError(folder, f"there is no domain '{name}'", f"Domains found: {', '.join(found)}.")
+            raise DataError(folder, f"there is no domain '{name}'", _what_is_there(folder, found))
+
+
+def _what_is_there(folder: Path, found: Sequence[str]) -> str:
+    return f"Domains found: {', '.join(found)}.{_images_alone(folder, found)}"
+
+
+def _images_alone(folder: Path, found: Sequence[str] = ()) -> str:
+    alone = [path.name for path in sorted(folder.iterdir()) if path.name not in found and is_domain(path, labels=False)]
+    return f" Images alone, which training takes with --unlabelled: {', '.join(alone)}." if alone else ""
 
 
 def _domain(root: Path, role: str) -> dict:
