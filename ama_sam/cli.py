@@ -159,7 +159,7 @@ def _refuse_unknown(words: Sequence[str], table: dict) -> None:
             raise DataError(word, "this argument belongs to no option", "Quote what contains spaces")
         if key in GONE:
             raise DataError(option, "there is no such option any more", GONE[key])
-        raise DataError(option, f"there is no such option{nearest(key, table)}", "See --help")
+        raise DataError(option, f"there is no such option{nearest(key, [*table, 'config'])}", "See --help")
 
 
 def _read(text: Any) -> Any:

@@ -71,6 +71,7 @@ def test_help_lists_every_setting(name, tmp_path, capsys):
         (["train", "--run_name", "../x"], "run_name: it must be a name"),
         (["train", "--config", "mine.json"], "mine.json: there is no such config"),
         (["evaluate", "--split", "test"], "did you mean 'testing'"),
+        (["train", "--config_file", "mine.json"], "--config_file: there is no such option (did you mean 'config'?)"),
         (["train", "--cache_variants", "2"], "there is no such option (it is called 'cache_windows' now)"),
         (["train", "--train::augmentation::blur::prob"], "--train::augmentation::blur::prob: it has no value"),
         (["slide", ".", "--shard", "2/2"], "--shard: there is no such option any more. --cluster shares slides"),
