@@ -359,11 +359,15 @@ def test_auxiliary_domains_alone(folder):
         auxiliary_domains(folder, "alpha,delta")
 
 
-def test_an_empty_split_is_an_error_where_images_are_required(folder):
-    alpha = {**domain_list(folder, "alpha", [])[0], "datalist": {"training": [], "testing": []}}
-    assert load_items([alpha], "testing") == []
-    with pytest.raises(DataError, match="split: no image of alpha is in the split 'testing'"):
-        load_items([alpha], "testing", required=True)
+def test_a_primary_without_an_image_in_the_split_is_an_error_where_images_are_required(folder):
+    beta, alpha = domain_list(folder, "beta", "alpha")
+    listed = json.loads((folder / "beta" / "split.json").read_text())
+    (folder / "beta" / "split.json").write_text(json.dumps({"training": listed["training"]}))
+    told = "beta: the primary has no image in the split 'testing'.*: training has 4, validation has 0, testing has 0"
+    for domains in ([beta], [beta, alpha]):
+        with pytest.raises(DataError, match=told):
+            load_items(domains, "testing", required=True)
+    assert {item["domain_name"] for item in load_items([beta, alpha], "testing")} == {"alpha"}
 
 
 def test_a_domain_without_an_image_in_the_split_is_said(folder, caplog):

@@ -196,7 +196,7 @@ def load_items(
         limit_groups: keep only so many groups of the primary's training part, for experiments with little data.
         limit_draw: which: 0 the first ones in sorted order; another number a random order of its own, of which more
             groups are those of fewer and others.
-        required: there must be an item in some domain, and domains without any are named in a warning.
+        required: there must be an item of the primary; others without any are named in a warning.
 
     Returns:
         ``[{"image", "label", "domain", "domain_name", "mpp", "group"}, ...]``: two paths, the domain's index (0 is
@@ -241,13 +241,14 @@ def load_items(
                 groups = list(np.random.default_rng(limit_draw).permutation(groups))
             part = [item for item in part if item["group"] in groups[:limit_groups]]
         items += part
-    if required and not items:
-        names = ", ".join(domain["name"] for domain in domains)
-        raise DataError("split", f"no image of {names} is in the split '{split}'", "Choose another --split.")
     if required:
-        for domain in domains:
-            if domain["name"] not in {item["domain_name"] for item in items}:
-                logger.warning("%s: it has no image in the split '%s' and is left out", domain["root"], split)
+        for index, domain in enumerate(check_domains(domains)):
+            if any(item["domain"] == index for item in items):
+                continue
+            if index == 0:
+                hint = f"Choose another --split or --primary: {_parts_of(domain)}."
+                raise DataError(domain["root"], f"the primary has no image in the split '{split}'", hint)
+            logger.warning("%s: it has no image in the split '%s' and is left out", domain["root"], split)
     return items
 
 
@@ -319,6 +320,11 @@ def _domain(root: Path, role: str) -> dict:
         "datalist": find_datalist(root),
         "mpp": _stored_mpp(root),
     }
+
+
+def _parts_of(domain: Mapping) -> str:
+    counts = {part: len(list_entries(Path(domain["root"]), domain.get("datalist"), part)) for part in SPLITS}
+    return ", ".join(f"{part} has {count}" for part, count in counts.items())
 
 
 def _group(entry: dict) -> str:
