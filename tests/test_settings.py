@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 from conftest import BUNDLE
+from pydantic import TypeAdapter, ValidationError
 from scripts.errors import DataError
 from scripts.judging import allowed, is_programmed, judge
 from scripts.settings import SETTINGS
@@ -107,11 +109,11 @@ WRONG = [
     *((config, "min_peak", v) for config in ("inference", "wsi", "evaluate") for v in (-0.1, 1, "sure", math.nan)),
     *((config, "seed", v) for config in ("train", "inference", "evaluate") for v in (-1, 1.5, "one", 2**32)),
     *((config, "device", v) for config in ("train", "inference", "wsi") for v in ("gpu", "cuda:x", 0, "cuda7", "")),
-    *((config, "views", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 3, 0, 2.5)),
+    *((config, "views", v) for config in ("inference", "wsi", "evaluate") for v in ("all", 3, 0, 2.5, 2.0, True)),
     *(("train", key, "choice") for key in ("mode", "backbone", "decoder_size", "targets", "keep", "cache", "publish")),
     ("train", "adapters", "some"), ("train", "lambda_warmup", 1), ("train", "spectral_norm", 1),
     *(("train", key, "choice") for key in ("alignment_loss", "aligned_by", "aligned_at")),
-    ("train", "teacher", "a\0b"), ("train", "teacher_views", 3),
+    ("train", "teacher", "a\0b"), ("train", "teacher_views", 3), ("train", "teacher_views", True),
     *(("train", "run_name", v) for v in ("../x", "a/b", "..", "", "/tmp/x", "x" * 300)),
     *(("experiment", "name", v) for v in ("../x", "a\\b", ".", " ")),
     *(("share", "name", v) for v in ("../x", "a/b")),
@@ -137,6 +139,16 @@ WRONG = [
     ("train", "window_size", 128), ("train", "crop_size", 48), ("train", "primary_share", 0.01),
     ("train", "primary_share", 1.0), ("prepare", "validation_share", 0.9),
 ]  # fmt: skip
+
+
+def test_true_is_no_number_nor_anything_else():
+    for table in SETTINGS.values():
+        for setting in table.values():
+            if "true or false" not in allowed(setting):
+                for value in (True, False, "true"):
+                    with contextlib.suppress(ValidationError):
+                        read = TypeAdapter(setting.kind).validate_python(value)
+                        assert isinstance(read, str | list), setting  # a name or path may be "true"
 
 
 def test_there_are_many_wrong_settings():

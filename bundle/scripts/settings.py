@@ -55,6 +55,16 @@ def _number(**limits: float) -> Any:
     return Annotated[float, Field(strict=True, allow_inf_nan=False, **limits)]
 
 
+def _one_of(*numbers: int) -> Any:
+    return Annotated[Literal[numbers], BeforeValidator(_is_whole)]
+
+
+def _is_whole(value: Any) -> Any:
+    if type(value) is not int:  # to Python true is 1, and 2.0 is 2
+        raise ValueError("no whole number")
+    return value
+
+
 def _is_bool(value: Any) -> Any:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
@@ -145,7 +155,8 @@ Backbone = Literal[(*_FULL, *(f"{name}_half" for name in _FULL))]
 Adapters = Literal["none", "late", "early", "all"]
 Decoder = Literal["light", "standard", "wide", "quarter"]
 Targets = Literal["distance", "hv", "border", "foreground"]
-Stride = Literal[4, 8, 16, 32]
+Stride = _one_of(4, 8, 16, 32)
+Views = _one_of(1, 2, 4)
 Side32 = _whole(ge=32, multiple_of=32)
 Groups = Annotated[
     Literal["all"] | list[Count | Literal["all"] | None],
@@ -201,7 +212,7 @@ _NUCLEI = {
     "marker_depth": Setting(_number(gt=0, le=1), "smaller values separate more touching nuclei and split more"),
     "min_peak": Setting(ShareBelow1, "probability that a nucleus must exceed somewhere; 0: none needed"),
     "min_solidity": Setting(Share, "small nuclei more ragged than this are removed; 0 keeps them"),
-    "views": Setting(Literal[1, 2, 4], "looks at each image, turned and enlarged, that are averaged"),
+    "views": Setting(Views, "looks at each image, turned and enlarged, that are averaged"),
     "tile_batch_size": Setting(Count, "tiles the network sees at once"),
     **_TILE,
 }
@@ -321,7 +332,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "spectral_norm": Setting(Bool, "bound each layer of the discriminator"),
         "style_jitter": Setting(Share, "probability that features get a style of no domain; 0: off"),
         "teacher": Setting(Path | None, "model that labels the unlabelled domains' images, with teacher_views"),
-        "teacher_views": Setting(Literal[1, 2, 4], "looks of the teacher at an image"),
+        "teacher_views": Setting(Views, "looks of the teacher at an image"),
         "decoder_size": Setting(Decoder, "width and levels of the decoder"),
         "targets": Setting(Targets, "what separates nuclei"),
         "out_channels": Setting(Count | None, "channels of the network, where targets do not say"),

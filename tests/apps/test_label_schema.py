@@ -42,6 +42,14 @@ def test_what_looks_like_a_config_is_refused_in_every_field(schema):
                         kind.model_validate({name: value})
 
 
+def test_true_is_no_number(schema):
+    for kind in kinds(schema):
+        for name, field in kind.model_fields.items() if issubclass(kind, schema.Options) else ():
+            if field.annotation is not bool:
+                with pytest.raises(ValueError, match=f"'?{name}'?"):
+                    kind.model_validate({name: True})
+
+
 def test_devices_are_those_of_the_machine_by_both_their_names(schema, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -117,6 +117,9 @@ class Options(Strict):
     @classmethod
     def _refuse_code(cls, fields: Any) -> Any:
         for name, value in fields.items() if isinstance(fields, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and field.annotation is not bool:  # pydantic would read 1 or 0
+                raise PydanticCustomError("bool", "'{name}' may not be true or false", {"name": name[:60]})
             if isinstance(value, dict) and name not in cls.nested:
                 raise PydanticCustomError("object", "'{name}' may not be an object", {"name": name[:60]})
             if isinstance(value, str) and value.startswith(CODE_MARKS):
