@@ -13,6 +13,7 @@ from dicom_slides import FRAME, PATIENT, STUDY, save_dicom
 from PIL import Image
 from pydicom import dcmread
 from scripts.errors import root_cause
+from scripts.files import read_json
 from skimage.draw import polygon
 from slides import segment_slide
 
@@ -180,10 +181,14 @@ def test_what_cannot_be_written_is_told_before_anything_is_segmented(bundle_root
     assert not list((tmp_path / "out").rglob("nuclei*"))
 
 
-def test_a_slide_without_nuclei_has_no_dicom_file(bundle_root, pixels, tmp_path):
+def test_a_slide_without_nuclei_has_no_dicom_file_and_says_so(bundle_root, pixels, tmp_path, caplog, result):
     series = save_series(tmp_path / "series", np.full_like(pixels, 255))
     folder = segment(bundle_root, series, tmp_path / "out")
     assert not features(folder) and not list(folder.glob("*.dcm"))
+    told = "no nucleus was found, and a DICOM object needs one"
+    assert read_json(folder / "summary.json")["not_written"] == {"nuclei_ann.dcm": told, "nuclei_seg.dcm": told}
+    assert f"nuclei_ann.dcm and nuclei_seg.dcm not written: {told}" in caplog.text
+    assert "not_written" not in read_json(result[1] / "summary.json")
 
 
 def test_a_kill_while_dicom_is_written_leaves_nothing_and_the_next_run_ends_it(

@@ -94,7 +94,7 @@ class NucleiOutput:
         """{file name: what it ends with}, of those that end with anything."""
         return self._chosen({"nuclei.geojson": GEOJSON_END.encode(), STREAM: STREAM_END})
 
-    def finish(self, folder: str | os.PathLike, shape: tuple[int, int], mpp: float, nuclei: int) -> None:
+    def finish(self, folder: str | os.PathLike, shape: tuple[int, int], mpp: float, nuclei: int) -> list[str]:
         """
         Write what is made of the whole stream in a folder.
 
@@ -103,6 +103,9 @@ class NucleiOutput:
             shape: (H, W) of the slide's level 0.
             mpp: of the same.
             nuclei: how many there are; of none there is no DICOM file, which must have one.
+
+        Returns:
+            names of the files that were asked for and not written, for want of a nucleus.
         """
         folder = Path(folder)
         if LABEL_MAPS & self.outputs:
@@ -116,9 +119,10 @@ class NucleiOutput:
             about = {"image": self.form.source, "unit": "pixel", "mpp": mpp}
             schema = nuclei_schema(self.form)
             write_geoparquet(folder / OUTPUTS["parquet"], schema, read_stream(folder / STREAM), about)
-        for output in sorted(self.outputs & set(DICOM_OUTPUTS)):
-            if nuclei:
-                self.dicom.write(folder / OUTPUTS[output], output, read_stream(folder / STREAM))
+        dicom = sorted(self.outputs & set(DICOM_OUTPUTS))
+        for output in dicom if nuclei else ():
+            self.dicom.write(folder / OUTPUTS[output], output, read_stream(folder / STREAM))
+        return [] if nuclei else [OUTPUTS[output] for output in dicom]
 
     def _chosen(self, parts: dict[str, bytes]) -> dict[str, bytes]:
         names = {STREAM, *(OUTPUTS[output] for output in self.outputs)}

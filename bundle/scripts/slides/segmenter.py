@@ -158,7 +158,7 @@ class SlideSegmenter:
             journal.finish(output.tails)
         finally:
             journal.close()
-        output.finish(unfinished, (slide.height, slide.width), mpp, totals["nuclei"])
+        lacking = output.finish(unfinished, (slide.height, slide.width), mpp, totals["nuclei"])
         seconds = time.perf_counter() - start
         unread, domains, (uncertain, area) = (totals.pop(name) for name in ("unread", "domains", "uncertain"))
         if unread and len(unread) == len(tiles) and not totals["nuclei"]:
@@ -184,6 +184,10 @@ class SlideSegmenter:
             "network_share": round(self.pipeline.network_seconds / seconds, 3),
             "settings": settings,
         }
+        if lacking:
+            why = "no nucleus was found, and a DICOM object needs one"
+            summary["not_written"] = dict.fromkeys(lacking, why)
+            logger.warning("%s: %s not written: %s", path, " and ".join(lacking), why)
         write_overview(unfinished / "overview.jpg", unfinished / STREAM, tissue, mpp)
         summary["overlays"] = write_tile_overlays(unfinished, slide, scale, tiles)
         write_json(unfinished / "summary.json", summary, default=str)
