@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,7 +19,7 @@ _COMMANDS = ("monai.bundle", "ama_sam", "ama-sam")  # beginnings of the programs
 class Phases:
     """
     One phase after the other, told by whoever begins it; one within another interrupts that, so the seconds of all sum
-    to the time by the clock.
+    to the time by the clock. What earlier processes took of the same work is added, where it goes on.
 
     Args:
         clock: seconds.
@@ -31,6 +32,7 @@ class Phases:
     def begin(self, ago: float = 0.0) -> None:
         """Forget what was: the phase ``starting`` has begun some seconds ago."""
         self._seconds: dict[str, float] = {}
+        self.processes = 1
         self._phase, self._since = "starting", self._clock() - ago
 
     def enter(self, phase: str) -> str:
@@ -53,6 +55,16 @@ class Phases:
         """Of each phase until now."""
         self.enter(self._phase)
         return dict(self._seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: the seconds until now, and of how many processes."""
+        return {"seconds": self.seconds(), "processes": self.processes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Add what a checkpoint says to what this process took so far."""
+        for phase, seconds in state["seconds"].items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self.processes += state["processes"]
 
 
 def process_age() -> float:

@@ -17,6 +17,7 @@ import torch
 from fakes import TINY_TRAINING, interrupt
 from ignite.engine import Events
 from scripts.errors import DataError, root_cause
+from scripts.files import read_json
 from scripts.networks.model_file import read_model_file
 from scripts.training.final_report import FinalReport
 from scripts.training.publishing import PublishModel
@@ -264,6 +265,22 @@ def test_a_checkpoint_of_an_earlier_version_says_what_cannot_be_compared(open_tr
     open_training(output, max_epochs=3, warmup_iterations=0, resume=True).run()
     assert sum("whether they have changed cannot be told" in r.getMessage() for r in caplog.records) == 1
     assert len(_history(output / NAME)) == 3
+
+
+def test_the_time_of_what_was_interrupted_is_added(open_training, interrupted, tmp_path):
+    output = _copy(interrupted, tmp_path)
+    path = output / NAME / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    assert content["time"]["processes"] == 1 and content["time"]["seconds"]["steps"] > 0
+    content["time"]["seconds"] |= {"encoding": 1000.0, "validating": 5000.0}  # more than a test takes
+    torch.save(content, path)
+    open_training(output, max_epochs=3, warmup_iterations=0, resume=True).run()
+    passed = read_json(output / NAME / "phases.json")
+    assert passed["processes"] == 2 and passed["total"] > 6000
+    assert passed["encoding"] > 1000 and 5000 < passed["validating"] < 6000
+    _, (run, *_) = _runs(output)
+    assert run.data.metrics["seconds/total"] == passed["total"]
+    assert torch.load(path, weights_only=True)["time"]["seconds"]["report"] > 0, "for one that makes it longer"
 
 
 # --- which run

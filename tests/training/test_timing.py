@@ -55,7 +55,7 @@ def test_each_second_is_in_one_phase_and_waiting_for_data_is_told(tmp_path, caps
         "starting": 6.0, "checking": 2.0, "encoding": 4.0, "steps": 8 * 1.25, "validating": 2 * 6.0, "recording": 1.0,
         "labelling": 0.0, "report": 7.0, "waiting": 8 * 0.25, "total": 42.0,
     }  # fmt: skip
-    assert json.loads((tmp_path / "phases.json").read_text()) == pytest.approx(expected)
+    assert json.loads((tmp_path / "phases.json").read_text()) == pytest.approx({**expected, "processes": 1})
     assert trainer.state.metrics == pytest.approx({f"seconds/{name}": value for name, value in expected.items()})
     told = capsys.readouterr().out
     assert told.startswith(
@@ -70,6 +70,7 @@ def test_a_real_training_tells_its_time(open_training, tmp_path):
     workflow = open_training(tmp_path, max_epochs=1, run_name="r", **small)
     workflow.run()
     passed = json.loads((tmp_path / "r" / "phases.json").read_text())
+    assert passed.pop("processes") == 1
     total, waiting = passed.pop("total"), passed.pop("waiting")
     assert sum(passed.values()) == pytest.approx(total) and total < time.monotonic() - began
     assert all(passed[phase] > 0 for phase in ("starting", "checking", "encoding", "steps", "validating", "report"))

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from scripts.ending import from_now_on
 from scripts.errors import DataError
 from scripts.files import atomic_path
+from scripts.phases import PHASES
 from scripts.training.keeping import EarlyStop, KeptModel
 from scripts.training.run_settings import RunSettings, differences
 from torch.optim.lr_scheduler import LRScheduler
@@ -105,6 +106,7 @@ class TrainingCheckpoint:
             "identity": self.identity,
             "settings": self.settings.record(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "time": PHASES.state_dict(),
         }
         with atomic_path(self.path) as path:
             torch.save(content, path)
@@ -118,6 +120,8 @@ class TrainingCheckpoint:
             except (KeyError, RuntimeError, ValueError) as e:
                 raise DataError(self.path, f"its {name} is of another size ({e})", ANEW) from e
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
+        if "time" in content:  # not in those of 0.9.0 and before
+            PHASES.load_state_dict(content["time"])
         if _reached(content, engine.state.max_epochs, self.early_stop.patience):
             logger.info("resumed from %s: epoch %d was the last one", self.path, content["epoch"])
             engine.terminate()  # which is no failure: what follows a training follows
@@ -142,7 +146,7 @@ class FinishedRun:
     def __call__(self, engine: Engine) -> None:
         if idist.get_rank() > 0 or not self.path.is_file():
             return
-        content = {**read_checkpoint(self.path), "finished": True}
+        content = {**read_checkpoint(self.path), "finished": True, "time": PHASES.state_dict()}
         with atomic_path(self.path) as path:
             torch.save(content, path)
 

@@ -62,7 +62,9 @@ class TimeTold:
     """
     When a training is completed, prints where its time went, writes it as ``phases.json`` and adds it to
     ``engine.state.metrics``: ``seconds/<phase>`` for each phase, ``seconds/waiting`` for the part of the steps that
-    waited for data, ``seconds/total``. List it behind the reports, before what files metrics.
+    waited for data, ``seconds/total``. Of a training that was gone on with it is the time of all its processes, as far
+    as their checkpoints tell; how many is ``processes`` in the file. List it behind the reports, before what files
+    metrics.
 
     Args:
         path: the file.
@@ -85,8 +87,9 @@ class TimeTold:
         if not seconds["labelling"]:
             told.pop("labelling")
         told["steps"] += f", of these {waiting:.0f} s waiting for data"
-        print(f"The {total:.0f} s of this process until now: {', '.join(told.values())}.")
+        whose = "this process" if self.phases.processes == 1 else f"{self.phases.processes} processes"
+        print(f"The {total:.0f} s of {whose} until now: {', '.join(told.values())}.")
         about = {**seconds, "waiting": waiting, "total": total}
-        write_json(self.path, about)
+        write_json(self.path, {**about, "processes": self.phases.processes})
         engine.state.metrics.update({f"seconds/{name}": value for name, value in about.items()})
         self.phases.enter("recording")
