@@ -66,6 +66,21 @@ def test_near_duplicates_are_refused(tmp_path, change, caplog):
     assert check_leakage(domain_list(tmp_path, "a", "none")) == [], "the domain is not trained on"
 
 
+def test_a_test_image_that_is_learned_from_without_its_label_is_told_as_transductive(tmp_path, caplog):
+    """As a teacher does with the training images of an unlabelled primary."""
+    domain(tmp_path, "mine", [1, 2, 3], [3, 4])
+    domain(tmp_path, "theirs", [5, 6], [])
+    domains = domain_list(tmp_path, "mine", "theirs", "mine")
+    told = "1 test image of the primary is among the training images without labels.*testing_0_3.*fitted to the"
+    with pytest.raises(DataError, match=f"{told}.*transductive.*set leakage to 'allow'") as error:
+        check_leakage(domains)
+    assert "too good" not in str(error.value)
+    assert len(check_leakage(domains, "allow")) == 1 and "transductive" in caplog.text
+    save(tmp_path / "theirs" / "images" / "training_0_5.png", picture(4))
+    with pytest.raises(DataError, match="known to the training: testing_1_4.*too good"):
+        check_leakage(domains)
+
+
 def test_the_same_patient_is_refused(tmp_path):
     domain(tmp_path, "a", [1, 2], ["TCGA-A7-A13E-01Z-00-DX1"])
     domain(tmp_path, "b", ["TCGA-A7-A13E-01A-01-TS1"], [])

@@ -14,11 +14,17 @@ from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
 from scripts.files import read_json, write_json
 from scripts.phases import PHASES
+from scripts.wording import counted
 
 __all__ = ["TCGA_PATIENT", "check_leakage", "find_leaks", "from_text", "hash_images", "to_text"]
 
 logger = logging.getLogger(__name__)
 
+_TOO_GOOD = "Results on them would be too good: take them out of a split, or leave the domain out"
+_TRANSDUCTIVE = (
+    "Their labels are not learned from, but the model is fitted to the images that it is tested on (transductive), so "
+    "that results are not those on new images: take them out of a split"
+)
 # The Cancer Genome Atlas: project, tissue source site, participant; the rest of a barcode names sample and slide
 TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", re.IGNORECASE)
 
@@ -29,6 +35,8 @@ def check_leakage(
 ) -> list[dict]:
     """
     Refuse to train when a test image of the primary domain is known to the training: its result would be no test.
+
+    So it is where the training knows its image without its label: told apart, for that may be meant (transductive).
 
     Args:
         domains: the domains that are trained on, see :func:`check_domains`.
@@ -51,13 +59,21 @@ def check_leakage(
         return []
     trained = load_items(domains, "training") if tested else []
     hashes, unread = hash_images([item["image"] for item in (*tested, *trained)], cache)
-    if leaks := find_leaks(tested, trained, hashes):
-        shown = "; ".join(f"{Path(leak['test']).name} and {leak['training']} ({leak['why']})" for leak in leaks[:3])
-        what = f"{len({leak['test'] for leak in leaks})} test images of the primary are known to the training: {shown}"
-        if len(leaks) > 3:
-            what += f" and {len(leaks) - 3} more pairs"
-        hint = "Results on them would be too good: take them out of a split, or leave the domain out"
-        _refuse_or_warn(leakage, Path(tested[0]["image"]).parent, what, hint)
+    leaks = find_leaks(tested, trained, hashes)
+    unlabelled = {item["image"] for item in trained if item.get("unlabelled")}
+    known = [leak for leak in leaks if leak["training"] not in unlabelled]
+    seen = [leak for leak in leaks if leak["training"] in unlabelled]
+    for found, where, hint in (
+        (known, "known to the training", _TOO_GOOD),
+        (seen, "among the training images without labels, or of their patients", _TRANSDUCTIVE),
+    ):
+        if found:
+            shown = "; ".join(f"{Path(leak['test']).name} and {leak['training']} ({leak['why']})" for leak in found[:3])
+            more = f" and {len(found) - 3} more pairs" if len(found) > 3 else ""
+            count = len({leak["test"] for leak in found})
+            told = f"{counted(count, 'test image')} of the primary {'is' if count == 1 else 'are'}"
+            what = f"{told} {where}: {shown}{more}"
+            _refuse_or_warn(leakage, Path(tested[0]["image"]).parent, what, hint)
     if unread:
         first, reason = next(iter(unread.items()))
         others = "".join(f", {path}" for path in list(unread)[1:3]) + (" and others" if len(unread) > 3 else "")
