@@ -23,7 +23,7 @@ from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import save_label_map
 from scripts.nuclei.measures import Nucleus, describe_nuclei
 from scripts.nuclei.nuclei_files import write_nuclei
-from scripts.slides.reading import Slide
+from scripts.slides.slide import Slide
 from scripts.slides.tiles import parse_region
 
 __all__ = ["SegmentNuclei"]

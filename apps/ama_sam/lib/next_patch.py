@@ -6,7 +6,7 @@ from typing import Any
 
 from lib.infer import SegmentNuclei
 from scripts.errors import DataError
-from scripts.slides.reading import Slide
+from scripts.slides.slide import Slide
 from scripts.slides.tiles import TissueMap
 
 __all__ = ["next_patch"]

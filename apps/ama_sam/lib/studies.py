@@ -19,7 +19,8 @@ from scripts.errors import DataError
 from scripts.preparing.formats import asap_xml
 from scripts.preparing.layouts import Sample
 from scripts.slides.listing import SLIDE_SUFFIXES
-from scripts.slides.reading import Slide, open_slide
+from scripts.slides.reading import open_slide
+from scripts.slides.slide import Slide
 
 __all__ = ["Studies", "known_mpp_of", "label_map", "slide_of", "tile_path"]
 

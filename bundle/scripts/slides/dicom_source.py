@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pydicom
 from scripts.errors import DataError
 from scripts.slides.dicom_files import read_dicom_file
-from scripts.slides.reading import Slide
+from scripts.slides.slide import Slide
 
 __all__ = ["DicomSource", "find_source"]
 

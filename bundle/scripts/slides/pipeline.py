@@ -16,7 +16,7 @@ from scipy.special import expit
 from scripts.ending import end_with_parent
 from scripts.nuclei.measures import Nucleus, describe_nuclei
 from scripts.out_of_domain.scoring import DomainDistance
-from scripts.slides.reading import Slide
+from scripts.slides.slide import Slide
 from scripts.slides.tiles import Tile
 
 __all__ = ["ReadTile", "TilePipeline", "ordered_map"]

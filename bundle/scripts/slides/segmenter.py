@@ -21,8 +21,9 @@ from scripts.slides.journal import Journal
 from scripts.slides.nuclei_output import STREAM, USUAL, NucleiOutput
 from scripts.slides.ownership import Ownership
 from scripts.slides.pipeline import ReadTile, TilePipeline
-from scripts.slides.reading import Slide, open_slide
+from scripts.slides.reading import open_slide
 from scripts.slides.result_folder import ResultFolder, file_stamp
+from scripts.slides.slide import Slide
 from scripts.slides.tile_overlays import write_tile_overlays
 from scripts.slides.tile_table import TILE_COLUMNS, domain_summary, tile_domain, tile_row, uncertain_area
 from scripts.slides.tiles import Tile, TissueMap, make_tiles, parse_region

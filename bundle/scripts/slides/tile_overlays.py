@@ -11,7 +11,7 @@ from scripts.files import atomic_path
 from scripts.nuclei.geoparquet import outlines, read_stream
 from scripts.nuclei.overlays import PREDICTION_COLOUR
 from scripts.slides.nuclei_output import STREAM
-from scripts.slides.reading import Slide
+from scripts.slides.slide import Slide
 from scripts.slides.tiles import Tile
 
 __all__ = ["TILE_OVERLAYS", "choose_tiles", "write_tile_overlays"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 from scripts.errors import DataError
-from scripts.slides.reading import Slide
+from scripts.slides.slide import Slide
 
 __all__ = ["Tile", "TissueMap", "make_tiles", "parse_region"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scripts.data.ome_zarr import open_ome_zarr
 from scripts.errors import DataError
-from scripts.slides.reading import MAX_SLIDE, Slide
+from scripts.slides.slide import MAX_SLIDE, Slide
 
 __all__ = ["ZarrSlide"]
 
