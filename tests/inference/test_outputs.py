@@ -23,7 +23,8 @@ from PIL import Image
 from scripts.data.images import list_images
 from scripts.data.readers import LoadNucleid
 from scripts.errors import DataError
-from scripts.inference.outputs import OUTPUTS, PredictionWriter, TolerantDataset
+from scripts.inference.outputs import OUTPUTS, PredictionWriter
+from scripts.inference.tolerant import TolerantDataset
 from scripts.out_of_domain.reference import DomainScore
 from scripts.owned import LIST
 

@@ -5,21 +5,20 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
-from monai.data import IterableDataset
 from PIL import Image
 from scripts.ending import when_interrupted
-from scripts.errors import DataError, root_cause
+from scripts.errors import DataError
 from scripts.files import atomic_path, read_json, write_json, write_table
 from scripts.inference.output_names import output_names
 from scripts.inference.remarks import remarks
+from scripts.inference.tolerant import printable, root_problem
 from scripts.networks.model_info import ModelInfo
 from scripts.nuclei.geojson import NucleusFormat
 from scripts.nuclei.label_maps import LABEL_FORMATS, PNG_LEVEL, save_label_map
@@ -32,96 +31,16 @@ from scripts.nuclei.ome_zarr import write_ome_zarr
 from scripts.nuclei.overlays import overlay
 from scripts.owned import OwnFiles
 from scripts.zarr_library import zarr_library
-from torch.utils.data import get_worker_info
 
-__all__ = ["PredictionWriter", "TolerantDataset"]
+__all__ = ["OUTPUTS", "PredictionWriter"]
 
 logger = logging.getLogger(__name__)
 
 ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # what is wrong with one name, and no other
 IMAGES_IN_FLIGHT = 2  # written while the network goes on: memory holds no more than these
-MESSAGE_BYTES = 1000  # room for one file's problem, as UTF-8
 OUTPUTS = ("mask", "instances", "overlay", "geojson", "csv", "parquet")
 NUCLEI = {"geojson": ".geojson", "csv": "_nuclei.csv", "parquet": "_nuclei.parquet"}
 SUMMARIES = ("summary.csv", "summary.json")
-
-
-class TolerantDataset(IterableDataset):
-    """
-    Yields the transformed items of a list, passing over files that cannot be used and remembering why.
-
-    Works with any number of data-loader workers: problems are written to memory that the processes share. There is
-    no ``__len__``, because how many items come is known only at the end (ignite would start again from the first file
-    to reach a promised number); ``total`` is how many there are to try.
-
-    Args:
-        data: items such as ``{"image": path}``.
-        transform: applied to each item.
-        path_key: the entry of an item that names its file.
-    """
-
-    def __init__(
-        self, data: Sequence[dict[str, Any]], transform: Callable[[dict[str, Any]], Any], path_key: str = "image"
-    ) -> None:
-        super().__init__(data=data, transform=transform)
-        self.path_key = path_key
-        self._problems = torch.zeros((len(data), MESSAGE_BYTES), dtype=torch.uint8).share_memory_()
-
-    @property
-    def total(self) -> int:
-        """Number of items to try."""
-        return len(self.data)
-
-    @property
-    def errors(self) -> list[tuple[str, str]]:
-        """(file, problem) of every item that failed so far, in the order of the list."""
-        messages = (bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in self._problems)
-        return [(str(item[self.path_key]), text) for item, text in zip(self.data, messages) if text]
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index in range(first, len(self.data), step):
-            item = self.data[index]
-            self._problems[index] = 0
-            try:
-                sample = self.transform(item)
-            except Exception as error:  # whatever is wrong with one file, the others go on
-                file = str(item[self.path_key])
-                problem = _root_problem(error).removeprefix(f"{printable(file)}: ")
-                self._keep(index, problem)
-                logger.error("skipped %s: %s", printable(file), problem)
-            else:
-                yield sample
-
-    def add_error(self, file: str, problem: str) -> None:
-        """Remember what went wrong with a file after it was read."""
-        index = next(i for i, item in enumerate(self.data) if str(item[self.path_key]) == file)
-        self._keep(index, problem)
-
-    def _keep(self, index: int, problem: str) -> None:
-        text = problem.encode(errors="replace")[:MESSAGE_BYTES]
-        self._problems[index, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-
-    def write_errors(self, output_dir: str | os.PathLike) -> None:
-        """Write ``errors.csv`` (file, problem) if any file failed; remove one of an earlier run if none did."""
-        files, errors = OwnFiles(output_dir), self.errors
-        if errors:
-            rows = [{"file": printable(file), "problem": problem} for file, problem in errors]
-            write_table(files.path("errors.csv"), rows)
-        else:
-            files.remove("errors.csv")
-
-    def finish(self, output_dir: str | os.PathLike) -> None:
-        """
-        Write ``errors.csv`` and, if any file failed, end the process with a message and exit code 1.
-
-        Raises:
-            SystemExit: when at least one file failed.
-        """
-        self.write_errors(output_dir)
-        if failed := len(self.errors):
-            raise SystemExit(f"{failed} of {self.total} files failed; see {Path(output_dir) / 'errors.csv'}")
 
 
 class _NotSeparatedError(Exception):
@@ -260,7 +179,7 @@ class PredictionWriter:
             try:
                 item = self.postprocessing(item)
             except Exception as error:  # whatever is wrong with one image, the others go on
-                raise _NotSeparatedError(f"its nuclei cannot be separated ({_root_problem(error)})") from error
+                raise _NotSeparatedError(f"its nuclei cannot be separated ({root_problem(error)})") from error
         self._write_image(item, seconds + time.perf_counter() - start)
 
     def _write_image(self, item: dict[str, Any], seconds: float) -> None:
@@ -354,15 +273,3 @@ class PredictionWriter:
         write_json(self.files.path("summary.json"), {**totals, "files": self.rows})
         for level, remark in remarks(self.rows, self.model.mpp):
             logger.log(level, "%s: %s", self.output_dir / "summary.csv", remark)
-
-
-def printable(text: str | os.PathLike) -> str:
-    """A path as text that can be printed and filed, though its name is not UTF-8."""
-    return str(text).encode(errors="backslashreplace").decode()
-
-
-def _root_problem(error: BaseException) -> str:
-    """What first went wrong (MONAI wraps it in one 'applying transform' after another), in one line."""
-    error = root_cause(error)
-    text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-    return printable(" ".join(text.split()))
