@@ -219,7 +219,7 @@ def test_table_geojson_and_label_map_join_by_id_on_a_real_tile(bundle_root, tmp_
     shutil.copy(bundle_root / "sample" / "sample_tnbc" / "images" / f"{name}.png", tmp_path / f"{name}.png")
     network = {"_target_": f"{__name__}.Darkness"}
     options = {"dataset_dir": str(tmp_path), "output_dir": str(out), "mpp": 0.25, "target_mpp": 0.5, "min_area": 4}
-    options["threshold"] = 0.01  # what is darker than 174
+    options |= {"threshold": 0.01, "min_peak": 0}  # what is darker than 174
     open_verb(bundle_root, "inference", "inference", network=network, **options).run()
     label = np.asarray(Image.open(out / f"{name}_instances.png")).astype(int)
     rows = {int(row["id"]): row for row in read_table(out / f"{name}_nuclei.csv")}
