@@ -23,7 +23,7 @@ import torch
 from scripts.errors import DataError
 from scripts.files import atomic_path, sha256_of
 from scripts.networks.ama_sam import AMASAM
-from scripts.networks.sam_encoders import TINY_VITS
+from scripts.networks.sam_encoders import TINY_VITS, full_size
 from scripts.networks.weights import user_cache
 from torch import nn
 
@@ -69,7 +69,7 @@ def run_by(
         raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
     if torch.device(device).type != "cpu":
         raise DataError("runtime", f"OpenVINO is for CPUs, and the device is {device}", f"{_KEEP}, or add --device cpu")
-    if not isinstance(network, AMASAM) or network.image_encoder.backbone_type not in TINY_VITS:
+    if not isinstance(network, AMASAM) or full_size(network.image_encoder.backbone_type) not in TINY_VITS:
         problem = f"OpenVINO runs model files whose encoder is vit_t, and {path} is another"
         raise DataError("runtime", problem, _KEEP)
     if network.image_encoder.precision != "float32":
