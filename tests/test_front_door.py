@@ -89,7 +89,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, tol
 def segmented(tile, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "results"
     arguments = ["segment", tile, "-o", out, "--mpp", "0.25", "--ckpt_path", model, "--tile_size", "256"]
-    done = _run(*arguments, "--min_area", "0", "--device", "cpu", cwd=out.parent)
+    done = _run(*arguments, "--min_area", "0", "--min_peak", "0", "--device", "cpu", cwd=out.parent)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -132,7 +132,9 @@ def test_load_gives_what_the_verb_writes(segmented, tile, model, kind):
 
     out, _ = segmented
     image = {"path": tile, "array": np.asarray(Image.open(tile)), "PIL": Image.open(tile)}[kind]
-    nuclei = load(model, device="cpu", tile_size=256, min_area=0).segment(image, 0.25, probabilities=True, name="tile")
+    nuclei = load(model, device="cpu", tile_size=256, min_area=0, min_peak=0).segment(
+        image, 0.25, probabilities=True, name="tile"
+    )
     assert len(nuclei) > 0 and nuclei.labels.dtype == np.int32
     np.testing.assert_array_equal(nuclei.labels, np.asarray(Image.open(out / "tile_instances.png")))
     pandas.testing.assert_frame_equal(nuclei.table, pandas.read_csv(out / "tile_nuclei.csv"))

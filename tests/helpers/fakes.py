@@ -120,8 +120,10 @@ def tiny_bundle(bundle_root: Path, folder: Path, **changes: dict) -> Path:
     shutil.copytree(bundle_root / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "models").mkdir()
     tiny_model(folder / "models" / "model.pt", targets="hv")  # as the configs' network_def
-    small = {"backbone": "vit_test", "decoder_size": "light", "tile_size": 256}
-    settings = {"train": TINY_TRAINING, "inference": small, "wsi": {"tile_size": 512}, "evaluate": {"tile_size": 256}}
+    unsure = {"min_peak": 0}  # as a random network is
+    small = {"backbone": "vit_test", "decoder_size": "light", "tile_size": 256, **unsure}
+    settings = {"train": TINY_TRAINING, "inference": small}
+    settings |= {"wsi": {"tile_size": 512, **unsure}, "evaluate": {"tile_size": 256, **unsure}}
     for name, values in settings.items():
         path = folder / "configs" / f"{name}.json"
         content = json.loads(path.read_text())
