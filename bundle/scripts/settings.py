@@ -210,7 +210,9 @@ _NUCLEI = {
     "threshold": Setting(Between, "foreground probability from which a pixel belongs to a nucleus"),
     "instance_method": Setting(Literal["watershed", "components"], "components leaves touching nuclei together"),
     "marker_depth": Setting(_number(gt=0, le=1), "smaller values separate more touching nuclei and split more"),
-    "min_peak": Setting(ShareBelow1, "probability that a nucleus must exceed somewhere; 0: none needed"),
+    "min_peak": Setting(
+        ShareBelow1, "probability that ten pixels of a nucleus must exceed; none where not above threshold"
+    ),
     "min_solidity": Setting(Share, "small nuclei more ragged than this are removed; 0 keeps them"),
     "views": Setting(Views, "looks at each image, turned and enlarged, that are averaged"),
     "tile_batch_size": Setting(Count, "tiles the network sees at once"),

@@ -95,7 +95,7 @@ ASK = {
     "batch": post("batch/infer/ama_sam"),
     "sample": post("activelearning/uncertain"),
 }
-SEGMENT = ("device", "threshold", "marker_depth", "min_area", "mpp", "client_id")
+SEGMENT = ("device", "threshold", "min_peak", "marker_depth", "min_area", "mpp", "client_id")
 TRAIN = (
     "device",
     "pretrained",

@@ -15,7 +15,7 @@ from scripts.networks.domain_adversary import AdversarialModel, DomainAdversary
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.loading import load_network, save_model, start_from
 from scripts.networks.model_file import read_model_file, write_model_file
-from scripts.networks.model_info import adapters_of, model_info
+from scripts.networks.model_info import described, model_info
 from scripts.networks.sam_encoders import AdaptedEncoder, FrozenEncoder, build_encoder, fingerprint, load_backbone
 from scripts.training.self_test import AdversaryError, gradient_self_test
 
@@ -156,7 +156,7 @@ def saved(tmp_path):
 
 def test_a_model_file_holds_its_adapters_and_says_so(saved):
     network, path = saved
-    assert model_info(path).adapters == adapters_of(path) == "late"
+    assert model_info(path).adapters == described(path).adapters == "late"
     image = torch.rand(1, 3, 64, 96) * 255
     loaded = load_network(path)
     with torch.inference_mode():
@@ -171,7 +171,7 @@ def test_a_file_that_asks_for_other_adapters_than_ours_is_refused(saved):
     write_model_file(path, {**read_model_file(path), "adapters": "os.system"})
     with pytest.raises(DataError, match="adapters 'os.system' is none of this version's"):
         load_network(path)
-    assert adapters_of(path.with_name("none.pt")) == adapters_of("model.onnx") == "none"
+    assert described(path.with_name("none.pt")).adapters is described("model.onnx").adapters is None
 
 
 def test_a_training_begins_with_a_models_adapters_or_with_untrained_ones(saved, tmp_path):

@@ -13,7 +13,10 @@ from monai.bundle import ckpt_export, onnx_export
 from PIL import Image
 from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError
-from scripts.networks.loading import load_network
+from scripts.networks.ama_sam import AMASAM
+from scripts.networks.hr_decoder import HRDecoder
+from scripts.networks.loading import load_network, save_model
+from scripts.networks.sam_encoders import build_encoder
 
 # (batch, height, width): windows of 7 and 14 tokens that divide the grids, and that do not
 SHAPES = [(1, 32, 32), (2, 96, 160), (1, 224, 224), (3, 224, 256), (1, 448, 512)]
@@ -104,3 +107,16 @@ def test_torchscript_carries_metadata_and_config(bundle_root, exports):
     expected = json.loads((bundle_root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     assert metadata["version"] == expected["version"] and metadata["name"] == expected["name"]
     assert json.loads(files["inference.json"])["network_def"]
+
+
+@pytest.mark.slow
+def test_an_export_is_of_what_the_model_file_describes(bundle_root, tmp_path):
+    """No key is repeated: encoder, decoder and targets are the file's."""
+    encoder = build_encoder("vit_test_half")
+    decoder = HRDecoder(encoder.channels, encoder.strides, size="wide", out_channels=2, aligned_stride=32)
+    save_model(tmp_path / "model.pt", AMASAM(encoder, decoder, "distance"), {}, {"mpp": 0.25})
+    workflow = open_verb(bundle_root, "inference", "inference", ckpt_path=str(tmp_path / "model.pt"))
+    network = workflow.parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert (network.image_encoder.backbone_type, network.targets) == ("vit_test_half", "distance")
+    assert network.decoder.settings == decoder.settings

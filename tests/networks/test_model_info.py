@@ -65,6 +65,15 @@ def test_a_model_at_half_resolution_needs_no_key_either(tmp_path):
         )
 
 
+def test_a_file_of_the_other_resolution_is_refused_even_where_its_tensors_fit(tmp_path):
+    """``ckpt_export`` loads a file as it is; of size quarter both have the same tensors."""
+    saved(tmp_path / "model.pt", "quarter", backbone="vit_test_half")
+    encoder = build_encoder("vit_test")
+    network = AMASAM(encoder, DECODERS["quarter"](encoder))
+    with pytest.raises(DataError, match="vit_test_half.*--backbone"):
+        network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+
+
 def test_a_vit_b_model_needs_no_key_either(tmp_path):
     network = saved(tmp_path / "model.pt", "light", backbone="vit_b")
     loaded = load_network(tmp_path / "model.pt")

@@ -150,7 +150,7 @@ class SegmentNuclei(BundleInferTask):
             "mpp": known_mpp_of(options.mpp, mpp, None if slide.mpp else self.conf.get("mpp")),
             "ckpt_path": self.get_path(),
             "device": torch.device(options.device or default_device()),
-            **self._given(options, "threshold", "marker_depth"),
+            **self._given(options, "threshold", "min_peak", "marker_depth"),
         }
         with self._one_at_a_time:
             self._parse("wsi", settings).get_parsed_content("segmenter")(slide.path, folder)
@@ -158,7 +158,7 @@ class SegmentNuclei(BundleInferTask):
 
     def _segment(self, path: str, options: SegmentOptions, mpp: object) -> dict:
         item = self._predict(path, options, mpp)
-        given = self._given(options, "threshold", "marker_depth", "min_area")
+        given = self._given(options, "threshold", "min_peak", "marker_depth", "min_area")
         return self._parse("inference", given).get_parsed_content("postprocessing")(item)
 
     def _predict(self, path: str, options: SegmentOptions, mpp: object) -> dict:

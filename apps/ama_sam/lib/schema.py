@@ -157,6 +157,7 @@ class SegmentOptions(Options):
 
     device: Device | None = None
     threshold: float | None = None
+    min_peak: float | None = None
     marker_depth: float | None = None
     min_area: float | None = Field(None, description="pixels")
     mpp: Mpp | None = Field(None, description="micrometres per pixel")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from scripts.errors import DataError
 from scripts.networks.adapters import without_adapters
 from torch import nn
 
@@ -20,10 +21,17 @@ class RegionFeatures(nn.Module):
         network: an ``AMASAM``.
         control: a network with the same frozen encoder, such as this one before training or that of a training without
             alignment; its features tell what alignment is to be measured against.
+
+    Raises:
+        DataError: when the control has another encoder.
     """
 
     def __init__(self, network: nn.Module, control: nn.Module | None = None) -> None:
         super().__init__()
+        kinds = [each.image_encoder.backbone_type for each in (network, control or network)]
+        if kinds[0] != kinds[1]:
+            problem = f"the control has the encoder {kinds[1]}, and the model {kinds[0]}"
+            raise DataError("control_path", problem, "Give a control that was trained on the same encoder.")
         self.network, self.control = network, control
         self.frozen = without_adapters(network.image_encoder)
 

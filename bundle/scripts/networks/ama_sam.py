@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 import torch
+from scripts.errors import DataError
+from scripts.networks.model_file import ABOUT
 from torch import nn
 
 __all__ = ["AMASAM"]
 
 
 def _drop_what_is_no_tensor(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Load hook (a plain function, so that modules stay copyable): a file may tell more than the weights."""
+    """
+    Load hook (a plain function, so that modules stay copyable): a file may tell more than the weights.
+
+    Tensors of one shape can be of two encoders (one sees images at half their resolution), so what it tells is heeded.
+    """
+    about = state_dict.get(prefix + ABOUT)
+    theirs = about.get("backbone") if isinstance(about, dict) else None
+    ours = getattr(module.image_encoder, "backbone_type", theirs)
+    if theirs not in (None, ours):
+        raise DataError("model file", f"it holds a {theirs} model, not {ours}", f"Add --backbone {theirs}")
     for name in [name for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]:
         del state_dict[name]
 

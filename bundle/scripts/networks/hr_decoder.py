@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from scripts.errors import DataError
 from scripts.networks.decoder import Decoder, interpolate
 from scripts.networks.fused import Pointwise
 from torch import nn
@@ -96,7 +97,8 @@ class HRDecoder(Decoder):
         if max(strides, default=0) != known[0] or not set(strides) <= set(known):
             raise ValueError(f"strides must be among 4, 8, 16 and hold 16 (or all twice that), got {list(strides)}")
         if aligned_stride not in known:
-            raise ValueError(f"aligned_stride must be one of {known[::-1]}, got {aligned_stride}")
+            problem = f"the decoder has no such level, and {aligned_stride} was asked for"
+            raise DataError("aligned_stride", problem, f"It has them at {', '.join(map(str, known[::-1]))}.")
         if size not in SIZES:
             raise ValueError(f"size of the decoder must be one of {', '.join(SIZES)}, got '{size}'")
         if out_channels < 1:

@@ -173,7 +173,9 @@ def _fill(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLik
     expected = network.image_encoder.backbone_type
     if content["backbone"] != expected:
         raise DataError(
-            path, f"it holds a {content['backbone']} model, not {expected}", f"Add --backbone {content['backbone']}"
+            path,
+            f"it holds a {content['backbone']} model, not {expected}",
+            f"Leave --backbone out, or give {content['backbone']}",
         )
     ours, theirs = network.image_encoder.adapters, content.get("adapters", "none")
     if theirs != ours:

@@ -20,7 +20,7 @@ from scripts.networks.model_file import read_model_file
 from scripts.networks.sam_encoders import build_encoder
 from torch import nn
 
-__all__ = ["DECODERS", "EXPORTS", "ModelInfo", "adapters_of", "describe_decoder", "model_info", "taught"]
+__all__ = ["DECODERS", "EXPORTS", "ModelInfo", "describe_decoder", "described", "model_info", "taught"]
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +121,9 @@ def model_info(
     )
 
 
-def adapters_of(path: str | os.PathLike) -> str:
-    """Adapters of a model file; "none" where there is none or an export, for a network that a file fills later."""
-    if Path(path).suffix in EXPORTS or not Path(path).is_file():
-        return "none"
-    return read_model_file(path).get("adapters", "none")
+def described(path: str | os.PathLike) -> ModelInfo:
+    """As :func:`model_info`, for a network that a file fills later; of a file that is not there nothing is known."""
+    return model_info(path) if Path(path).is_file() else ModelInfo()
 
 
 def describe_decoder(decoder: nn.Module) -> dict[str, Any]:
