@@ -84,7 +84,9 @@ class PublishModel:
         try:
             load_model(self.network, model)
         except DataError as error:  # another backbone or decoder was served so far
-            logger.warning("cannot be compared with: %s", error)
+            logger.warning(
+                "the published model is replaced, for it cannot be compared with (kept in previous/): %s", error
+            )
             return None
         self.evaluator.run()
         return float(self.evaluator.state.metrics[self.metric])
