@@ -102,18 +102,15 @@ def workers():
     return [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 def interrupt():
-    print(*workers(), flush=True)
-    os.killpg(0, {number})
-
-def once_a_worker_is_born():
-    while not workers():
+    while not (born := workers()):  # what is found is told: a moment later it may be between two states
         time.sleep(0.01)
-    interrupt()
+    print(*born, flush=True)
+    os.killpg(0, {number})
 
 end_clearly("The same command goes on.")
 begun = Path("begun")
 if {opening}:
-    threading.Thread(target=once_a_worker_is_born, daemon=True).start()
+    threading.Thread(target=interrupt, daemon=True).start()
 meanwhile = lambda: interrupt() if begun.exists() and not {opening} else None
 for _ in on_cluster("local:2", pauses.pause, [(n, (str(begun),)) for n in range(3)], ".", meanwhile=meanwhile):
     pass
