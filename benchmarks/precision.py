@@ -3,7 +3,7 @@ What bfloat16, half the resolution, or another model costs and saves: time, Dice
 as it is.
 
     python benchmarks/precision.py --dataset_dir DATA --domains tnbc monuseg [--split validation] [--limit 5]
-        [--half | --openvino | --against bundle/models/model_half.pt]
+        [--half | --openvino | --against MODEL]
 
 Each image is segmented with each precision in turn. Prints, for each domain, the mean of the scores, the difference to
 float32, of the mean and of the image that lost most, and the ratio of the CPU time of the network alone.
@@ -40,17 +40,19 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--ckpt_path", help="weights other than the bundle's")
     parser.add_argument("--limit", type=int, help="images of a domain")
-    parser.add_argument("--half", action="store_true", help="0.5 um a pixel instead of bfloat16; images are of 0.25")
-    parser.add_argument("--openvino", action="store_true", help="PyTorch and OpenVINO, each in both precisions")
-    parser.add_argument("--against", help="a second model file, such as one that sees images at half resolution")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--half", action="store_true", help="0.5 um a pixel instead of bfloat16; images are of 0.25")
+    other.add_argument("--openvino", action="store_true", help="PyTorch and OpenVINO, each in both precisions")
+    other.add_argument("--against", help="a second model file, such as one that sees images at half resolution")
     args = parser.parse_args()
 
     print(describe_machine())
     weights = {"ckpt_path": args.ckpt_path} if args.ckpt_path else {}
-    settings = HALF if args.half else OPENVINO if args.openvino else PRECISIONS
     if args.against:
         against = str(Path(args.against).resolve())
         settings = {"float32": {"amp": False}, "the other": {"amp": False, "ckpt_path": against}}
+    else:
+        settings = HALF if args.half else OPENVINO if args.openvino else PRECISIONS
     print(f"{'':33}{'Dice':>8}{'AJI':>8}{'F1':>8}{'nuclei':>8}", end="")
     print(f"{'Dice -':>9}{'worst':>8}{'AJI -':>9}{'worst':>8}{'time':>7}")
     for domain in args.domains:

@@ -17,6 +17,7 @@ from scripts.errors import DataError
 from scripts.nuclei.instances import LogitsToInstancesd, _without_debris, _without_holes, logits_to_instances
 from scripts.nuclei.metrics import instance_scores
 from scripts.nuclei.targets import make_targets
+from scripts.training.overlay import NUCLEI
 
 
 def ideal_logits(label: np.ndarray, channels: int = 2) -> np.ndarray:
@@ -133,6 +134,11 @@ def test_defaults_are_the_same_in_both_forms_and_those_of_the_config(bundle_root
         assert forms[0][name].default == forms[1][name].default
     for name in ("threshold", "marker_depth"):
         assert forms[0][name].default == config[name]
+    assert NUCLEI.items() <= config.items(), "the picture at a training's end shows what inferring finds"
+    for other in ("evaluate", "wsi"):
+        content = json.loads((bundle_root / "configs" / f"{other}.json").read_text())
+        for name in ("threshold", "marker_depth", "min_peak", "min_solidity", "instance_method"):
+            assert content[name] == config[name], (other, name)
 
 
 def test_a_bay_at_the_image_border_is_not_a_hole():

@@ -222,6 +222,11 @@ def load_items(
         if split == "training" and not entries:
             hint = f"Give it a training part or take '{name}' out of the domain list."
             raise DataError(root, f"domain '{name}' has no training item", hint)
+        if required and not entries:
+            if index == 0:
+                hint = f"Choose another --split or --primary: {_parts_of(domain)}."
+                raise DataError(root, f"the primary has no image in the split '{split}'", hint)
+            logger.warning("%s: it has no image in the split '%s' and is left out", root, split)
         check_files(entries, root)
         mpp = domain.get("mpp") or _stored_mpp(root) or math.nan
         part = [
@@ -241,14 +246,6 @@ def load_items(
                 groups = list(np.random.default_rng(limit_draw).permutation(groups))
             part = [item for item in part if item["group"] in groups[:limit_groups]]
         items += part
-    if required:
-        for index, domain in enumerate(check_domains(domains)):
-            if any(item["domain"] == index for item in items):
-                continue
-            if index == 0:
-                hint = f"Choose another --split or --primary: {_parts_of(domain)}."
-                raise DataError(domain["root"], f"the primary has no image in the split '{split}'", hint)
-            logger.warning("%s: it has no image in the split '%s' and is left out", domain["root"], split)
     return items
 
 

@@ -1,24 +1,18 @@
 from __future__ import annotations
 
 import torch
-from scripts.errors import DataError
-from scripts.networks.model_file import ABOUT
+from scripts.networks.model_file import ABOUT, check_encoder
 from torch import nn
 
 __all__ = ["AMASAM"]
 
 
-def _drop_what_is_no_tensor(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """
-    Load hook (a plain function, so that modules stay copyable): a file may tell more than the weights.
-
-    Tensors of one shape can be of two encoders (one sees images at half their resolution), so what it tells is heeded.
-    """
+def _heed_what_is_told(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Load hook (a plain function, so that modules stay copyable): a file tells more than weights, see ``ABOUT``."""
     about = state_dict.get(prefix + ABOUT)
-    theirs = about.get("backbone") if isinstance(about, dict) else None
-    ours = getattr(module.image_encoder, "backbone_type", theirs)
-    if theirs not in (None, ours):
-        raise DataError("model file", f"it holds a {theirs} model, not {ours}", f"Add --backbone {theirs}")
+    ours = getattr(module.image_encoder, "backbone_type", None)
+    if ours and isinstance(about, dict) and "backbone" in about:
+        check_encoder("model file", about["backbone"], ours)
     for name in [name for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]:
         del state_dict[name]
 
@@ -42,7 +36,7 @@ class AMASAM(nn.Module):
         self.image_encoder = image_encoder
         self.decoder = decoder
         # MONAI's tools and the model zoo load a model file as it is
-        self.register_load_state_dict_pre_hook(_drop_what_is_no_tensor)
+        self.register_load_state_dict_pre_hook(_heed_what_is_told)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """

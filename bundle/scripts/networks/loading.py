@@ -12,7 +12,7 @@ from scripts.errors import DataError
 from scripts.networks.adapters import ADAPTERS, is_adapter
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.exported import read_export
-from scripts.networks.model_file import read_model_file, write_model_file
+from scripts.networks.model_file import check_encoder, read_model_file, write_model_file
 from scripts.networks.model_info import DECODERS, EXPORTS, ModelInfo, describe_decoder, model_info, taught
 from scripts.networks.runtime import run_by
 from scripts.networks.sam_encoders import BACKBONES, build_encoder
@@ -170,13 +170,7 @@ def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:
 
 
 def _fill(network: nn.Module, content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    expected = network.image_encoder.backbone_type
-    if content["backbone"] != expected:
-        raise DataError(
-            path,
-            f"it holds a {content['backbone']} model, not {expected}",
-            f"Leave --backbone out, or give {content['backbone']}",
-        )
+    check_encoder(path, content["backbone"], network.image_encoder.backbone_type)
     ours, theirs = network.image_encoder.adapters, content.get("adapters", "none")
     if theirs != ours:
         raise DataError(path, f"it has adapters {theirs}, not {ours}", f"Leave --adapters out, or give {theirs}")

@@ -12,7 +12,7 @@ import torch
 from scripts.errors import DataError
 from scripts.files import atomic_path
 
-__all__ = ["ABOUT", "add_to_model_file", "read_model_file", "split_about", "write_model_file"]
+__all__ = ["ABOUT", "add_to_model_file", "check_encoder", "read_model_file", "split_about", "write_model_file"]
 
 ABOUT = "about"  # the one entry of a model file that is no tensor
 
@@ -72,3 +72,9 @@ def split_about(content: dict[str, Any]) -> dict[str, Any]:
     if ABOUT not in content:
         return content
     return {**content[ABOUT], "model": {name: value for name, value in content.items() if name != ABOUT}}
+
+
+def check_encoder(path: str | os.PathLike, theirs: str, ours: str) -> None:
+    """DataError where a file's encoder is not the network's: even tensors that fit are then of another."""
+    if theirs != ours:
+        raise DataError(path, f"it holds a {theirs} model, not {ours}", f"Leave --backbone out, or give {theirs}")

@@ -252,13 +252,14 @@ def build_encoder(backbone: str, precision: str = "float32", adapters: str = "no
     Raises:
         ValueError: for another name.
     """
-    kind, shrink = full_size(backbone), 1 if full_size(backbone) == backbone else 2
+    kind = full_size(backbone)
+    shrink = 1 if kind == backbone else 2
     if kind in TINY_VITS:
         numbers = TINY_VITS[kind]
         dims = numbers["embed_dims"]
         module: nn.Module = TinyViT(**numbers, adapters=adapters)
-        shape = dict(channels=(dims[0], dims[1], numbers["out_channels"]), strides=(4, 8, 16))
-        shape["size_multiple"] = 32  # at half resolution 16 of its own pixels, its coarsest stride
+        # at half resolution these are 16 of its own pixels, its coarsest stride
+        shape = dict(channels=(dims[0], dims[1], numbers["out_channels"]), strides=(4, 8, 16), size_multiple=32)
         # before stage 2 features of strides 4 and 8 are done; before stage 0 there is the stem alone
         stored = {0: ((dims[0],), (4,)), 2: (dims[:3], (4, 8, 16))}.get(module.first)
     elif kind in SAM_VITS:

@@ -85,7 +85,7 @@ def find_backbone_weights(
     (``$AMA_SAM_CACHE`` or ``~/.cache/ama_sam``); a download into that cache, checked by sha256.
 
     Args:
-        backbone: ``vit_t``, ``vit_b``, ``vit_l`` or ``vit_h``.
+        backbone: ``vit_t``, ``vit_b``, ``vit_l`` or ``vit_h``; those of ``vit_t_half`` and the like are the same.
         path: a checkpoint of SAM, MobileSAM or AMA-SAM; nothing else is tried. ``"random"`` is for tests only: it
             gives None, and the encoder keeps random weights.
         models_dir: the bundle's ``models`` folder.
