@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import random
 import sys
@@ -11,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before the libraries below make their
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests file their runs in folders of their own
 
 import numpy as np
+import psutil
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
@@ -24,6 +27,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Processes that share the tests; a single file or test runs in this one, where a debugger can be used."""
     paths = [Path(argument.partition("::")[0]) for argument in config.args]
     return 0 if len(paths) == 1 and paths[0].is_file() else WORKERS
+
+
+def pytest_testnodedown(node, error) -> None:
+    """A process that ends in the middle of a test does not say of what."""
+    if error:
+        code = node.gateway._io.popen.wait(timeout=60)
+        free = f"{psutil.virtual_memory().available / 2**30:.1f} GB of memory are free now"
+        print(f"\n{node.gateway.id} ended with {code} (a negative number is a signal); {free}", file=sys.stderr)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory():
+    """Two processes run the tests, each with what all of its files leave: verbs keep freed memory (scripts.memory)."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # Which tests ran before, in the same process, must not matter: random numbers start anew.
