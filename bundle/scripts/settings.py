@@ -186,6 +186,11 @@ _DATA = {
         Names | Annotated[list, Field(max_length=0)], "names of the others, 'all' or 'none'", free=True
     ),
 }
+_UNLABELLED = {
+    "unlabelled": Setting(
+        Names | Annotated[list, Field(max_length=0)], "names of those whose labels are never read, or 'none'"
+    )
+}
 _TRACKING = {
     "experiment_name": Setting(Text, "MLflow experiment", free=True),
     "local_tracking_uri": Setting(Text, "MLflow store that is made where none is named", free=True),
@@ -300,9 +305,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             Literal["ama", "grl", "signed", "joint", "single"],
             "ama: auxiliary domains are aligned; joint: no alignment; single: the primary alone",
         ),
-        "unlabelled": Setting(
-            Names | Annotated[list, Field(max_length=0)], "names of those whose labels are never read, or 'none'"
-        ),
+        **_UNLABELLED,
         "init_model": Setting(Path | None, "model to begin with"),
         "resume": Setting(Bool, "go on with an interrupted run, exactly", free=True),
         "run_name": Setting(Name, "name of the run, and of its folder in output_dir", free=True),
@@ -412,6 +415,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "experiment": {
         **_ROOT,
         **_DATA,
+        **_UNLABELLED,
         **_OUTPUT,
         "name": Setting(Name | None, "of the experiment, and of its folder; by default the primary domain's"),
         "leave_out": Setting(

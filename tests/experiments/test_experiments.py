@@ -46,7 +46,7 @@ def make(uri, request, tmp_path):
             training=training or FakeVerb("training"),
             evaluating=evaluating or FakeVerb("evaluating"),
             split=split,
-            domains=domains_named(*domains),
+            domains=domains_named(*domains) if isinstance(domains[0], str) else domains,
             output_dir=tmp_path / name,
             jobs=jobs,
         )
@@ -265,6 +265,29 @@ def test_a_domain_left_out_is_not_trained_on_and_alone_evaluated(make, capsys):
     assert [s["run_name"] for s in again.training.calls] == ["joint_without_mine_seed0"], "the others are finished"
     with pytest.raises(DataError, match="the experiment 'tnbc' leaves out domains"):
         make([JOINT], domains=names).run()
+
+
+def test_a_domain_without_labels_is_trained_on_without_and_measured_by_them(make):
+    domains = [{**domain, "labels": domain["name"] != "tnbc"} for domain in domains_named("tnbc", "mine")]
+    experiment = make(domains=domains)
+    experiment.run()
+    assert [s["domains"] for s in experiment.training.calls] == [domains] * 2
+    assert [s["unlabelled"] for s in experiment.training.calls] == [["tnbc"]] * 2
+    for settings in experiment.evaluating.calls:
+        assert "unlabelled" not in settings and all("labels" not in domain for domain in settings["domains"])
+    with pytest.raises(DataError, match="finished, but with other settings"):
+        make().run()
+    with pytest.raises(DataError, match="there are no labels to learn from in tnbc"):
+        make([PlannedRun("single", "single", 0)], domains=domains)
+
+
+@pytest.mark.parametrize("key", ["unlabelled", "auxiliary", "domains", "dataset_dir"])
+def test_what_the_experiment_says_for_all_is_refused_elsewhere(make, key):
+    """It was given to the verbs beside the domains, which they went by."""
+    with pytest.raises(DataError, match=f"training::settings: '{key}' is the experiment's own key. Give it as --{key}"):
+        make(training=FakeVerb("training", {key: "tnbc"}))
+    with pytest.raises(DataError, match=f"variants: ama: '{key}' is the experiment's own key"):
+        make([PlannedRun("ama", "ama", 0, training={key: "tnbc"})])
 
 
 def test_a_run_that_is_given_is_neither_renamed_nor_closed(uri):

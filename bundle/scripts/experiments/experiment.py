@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from mlflow.entities import Run
 from scripts.cluster import on_cluster
-from scripts.data.domains import SPLITS, check_domains, domain_names
+from scripts.data.domains import SPLITS, check_domains, domain_names, is_labelled, training_domains
 from scripts.errors import DataError
 from scripts.experiments.child import Child, NotWanted, run_on_worker
 from scripts.experiments.plan import LEFT_OUT, PlannedRun
@@ -26,6 +26,9 @@ from scripts.tracking.store import how_to_look
 from tqdm import tqdm
 
 __all__ = ["Experiment"]
+
+# said once, for all children and both verbs
+_OWN = {"dataset_dir", "primary", "auxiliary", "unlabelled", "domains"}
 
 
 class Experiment:
@@ -47,6 +50,7 @@ class Experiment:
         training, evaluating: the two verbs.
         split: evaluated part of the data; another split evaluates the same trained models in child runs of its own.
         domains: the domain list; a child that leaves out a domain is evaluated on that one, and trained on the others.
+            Labels of an unlabelled domain are read by the evaluation alone.
         output_dir: folder of the children's folders.
         jobs: how many children run at once; they share the processor's threads.
         cluster: the workers of a Dask cluster run them instead, see :func:`on_cluster`. Runs are opened and closed in
@@ -74,6 +78,7 @@ class Experiment:
         self.store, self.children = store, list(children)
         self.training, self.evaluating = training, evaluating
         self.split, self.domains, self.output_dir = split, check_domains(domains), Path(output_dir)
+        self._check_children()
         self.jobs, self.cluster = jobs, cluster
         self.threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
 
@@ -109,6 +114,16 @@ class Experiment:
                 f"{len(failed)} of {len(self.children)} runs failed: {', '.join(failed)}. The reasons are above, "
                 f"in MLflow's tag 'failure' and in the logs in {self.output_dir}; run this again to try them again"
             )
+
+    def _check_children(self) -> None:
+        """What would end each child, or be read by none of them."""
+        of_all = [("training::settings", self.training.settings), ("evaluating::settings", self.evaluating.settings)]
+        given = [*of_all, *((f"variants: {c.variant}", {**c.training, **c.evaluating}) for c in self.children)]
+        for key, settings in given:
+            for name in sorted(_OWN.intersection(settings)):
+                raise DataError(key, f"'{name}' is the experiment's own key", f"Give it as --{name}, for all")
+        for child in self.children:
+            training_domains(child.domains(self.domains)[0], child.mode)
 
     def _todo(self, recorded: Sequence[Run]) -> list[tuple[PlannedRun, Run | None]]:
         """The children that are not finished, each with its unfinished run to go on with, if there is one."""
@@ -151,7 +166,7 @@ class Experiment:
 
     def _evaluating_settings(self, child: PlannedRun) -> dict:
         _, evaluated = child.domains(self.domains)
-        return {**child.evaluating, "split": self.split, **_named(evaluated)}
+        return {**child.evaluating, "split": self.split, **_named(_all_labelled(evaluated))}
 
     def _open(self, child: PlannedRun, run: Run | None, parent: Run) -> _Opened:
         """Open the child's run, or go on in an unfinished one, and make its verbs ready."""
@@ -165,7 +180,7 @@ class Experiment:
         folder, both = self.output_dir / child.name, {"run_name": child.name, **self.store.place(run)}
         train = {**self._training_settings(child), "domains": training, "run_dir": str(folder), **both}
         paths = {"ckpt_path": str(folder / "model.pt"), "output_dir": str(folder / self.split)}
-        evaluate = {**self._evaluating_settings(child), "domains": evaluated, **paths, **both}
+        evaluate = {**self._evaluating_settings(child), "domains": _all_labelled(evaluated), **paths, **both}
         identity = settings["training"]
         verbs = Child(folder, self.training, self.evaluating, identity, train, evaluate, child.config, self.threads)
         self._progress.started(self.children.index(child) + 1, child.name)
@@ -263,7 +278,13 @@ class _Opened:
 def _named(domains: Sequence[dict]) -> dict:
     """The two verbs' keys that name these domains; where they lie is no part of what a child is."""
     primary, *auxiliary = domain_names(domains)
-    return {"primary": primary, "auxiliary": auxiliary}
+    without = [domain["name"] for domain in domains if not is_labelled(domain)]
+    return {"primary": primary, "auxiliary": auxiliary, **({"unlabelled": without} if without else {})}
+
+
+def _all_labelled(domains: Sequence[dict]) -> list[dict]:
+    """What no training reads measures how good it got."""
+    return [{key: value for key, value in domain.items() if key != "labels"} for domain in domains]
 
 
 @contextmanager
