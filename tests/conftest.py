@@ -90,8 +90,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def open_training(bundle_root: Path, synthetic: str, encoder, tmp_path_factory: pytest.TempPathFactory):
     """
-    Opens the real training config at its smallest, without alignment report: the tiny preset of the real encoder
-    classes, a narrow decoder, few small crops. What is encoded is shared by all that do not set ``cache_dir``.
+    Opens the real training config at its smallest, with alignment and without its report: the tiny preset of the real
+    encoder classes, a narrow decoder, few small crops. What is encoded is shared by all that do not set ``cache_dir``.
     """
     from fakes import TINY_TRAINING, open_verb, place_store
 

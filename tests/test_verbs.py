@@ -160,7 +160,7 @@ def test_train_evaluate_and_segment_from_the_command_line(bundle_root, shipped, 
         "--val_interval", 1, inside=False,
     )  # fmt: skip
     assert "val_dice" in printed
-    model = tmp_path / "synthetic_pink_ama_seed0" / "model.pt"
+    model = tmp_path / "synthetic_pink_joint_seed0" / "model.pt"
 
     out = tmp_path / "evaluation"
     printed = _run(

@@ -67,7 +67,7 @@ class TestAMASAM(unittest.TestCase):
         data = {"dataset_dir": self.data, "primary": "ours"}
         output = os.path.join(self.folder, "trained")
         check_workflow(self.workflow("train", "train", **data, **SMALL, output_dir=output), check_properties=True)
-        trained = os.path.join(output, "ours_ama_seed0", "model.pt")
+        trained = os.path.join(output, "ours_joint_seed0", "model.pt")
         options = {"ckpt_path": trained, "output_dir": os.path.join(self.folder, "evaluated")}
         # override train.json, thus the workflow's type is "train"
         evaluating = self.workflow("train", "train", "evaluate", **data, **options)

@@ -31,7 +31,7 @@ def settings(synthetic, encoder, tmp_path, monkeypatch) -> dict:
     monkeypatch.setenv("PYTHONPATH", str(Path(fakes.__file__).parent))  # of the verbs' processes
     handler = {"_target_": "fakes.KillsStarter", "told": str(tmp_path / "killed"), "epoch_length": 2}
     (tmp_path / "kills.json").write_text(json.dumps({"+train::handlers": [handler]}))
-    tiny = {key: value for key, value in TINY_TRAINING.items() if key not in ("backbone", "batches_per_epoch")}
+    tiny = {key: value for key, value in TINY_TRAINING.items() if key not in ("backbone", "batches_per_epoch", "mode")}
     return {
         "dataset_dir": synthetic, "auxiliary": "synthetic_dark", "cache_dir": str(tmp_path / "features"),
         "backbone": "vit_test", "backbone_weights": str(encoder[1]), "max_epochs": 2, "batches_per_epoch": 2,

@@ -81,6 +81,7 @@ def place_store(output_dir: Path) -> None:
 
 # the real train.json at its smallest, for the tiny preset
 TINY_TRAINING = {
+    "mode": "ama",
     "backbone": "vit_test",
     "decoder_size": "light",
     "crop_size": 64,

@@ -16,6 +16,7 @@ from scripts.data.synthetic import make_synthetic
 from scripts.networks.model_file import read_model_file
 
 SETTINGS = {
+    "mode": "ama",
     "backbone": "vit_test",
     "decoder_size": "light",
     "crop_size": 64,
