@@ -136,7 +136,7 @@ WRONG = [
     ("train", "cache_dir", __file__), ("train", "coefficients", ["a"]), ("train", "limit_groups", 0),
     ("train", "limit_draw", -1),
     # what does not go together
-    ("train", "window_size", 128), ("train", "crop_size", 48), ("train", "primary_share", 0.01),
+    ("train", "window_size", 128), ("train", "primary_share", 0.01),
     ("train", "primary_share", 1.0), ("prepare", "validation_share", 0.9),
 ]  # fmt: skip
 

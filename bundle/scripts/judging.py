@@ -140,13 +140,6 @@ def _windows_hold_crops(values: Mapping[str, Any]) -> None:
         raise DataError("window_size", what, "Give one of at least crop_size")
 
 
-def _report_windows_fit(values: Mapping[str, Any]) -> None:
-    found = _plain(values, "crop_size", "alignment_report")
-    if found and found[1] is True and found[0] % 32:
-        what = f"it must be a multiple of 32 for the alignment report, and {found[0]} is not"
-        raise DataError("crop_size", what, "Give another, or --alignment_report false")
-
-
 def _batch_holds_both(values: Mapping[str, Any]) -> None:
     found = _plain(values, "primary_share", "batch_size", "mode")
     # labelled data that are set from outside (MONAI Label) may be of one domain whatever the mode says
@@ -181,7 +174,7 @@ def _variants_are_there(values: Mapping[str, Any]) -> None:
 
 
 _RELATIONS: dict[str, tuple[Callable[[Mapping[str, Any]], None], ...]] = {
-    "train": (_windows_hold_crops, _report_windows_fit, _batch_holds_both, _norm_has_discriminator),
+    "train": (_windows_hold_crops, _batch_holds_both, _norm_has_discriminator),
     "prepare": (_shares_leave_training,),
     "experiment": (_variants_are_there,),
 }

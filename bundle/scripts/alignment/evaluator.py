@@ -10,7 +10,7 @@ from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator
 from monai.transforms import Compose
 from scripts.alignment.features import RegionFeatures
 from scripts.alignment.report import AlignmentReport
-from scripts.alignment.windows import CutWindows, window_items
+from scripts.alignment.windows import SIZE_MULTIPLE, CutWindows, window_items
 from scripts.data.domains import domain_names
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import ToTargetMppd
@@ -86,12 +86,13 @@ def final_alignment(
     Args:
         network: an ``AMASAM``; the control is a copy of what is trained in it.
         domains: the domain list.
-        windows_per_domain, window_size, target_mpp: see :func:`window_dataset`.
+        windows_per_domain, target_mpp: see :func:`window_dataset`.
+        window_size: the same; rounded down to what any network takes.
         output_dir: folder of the report.
         run: its name, for the report.
         device, amp: see :func:`alignment_evaluator`.
     """
-    splits = ["validation", "testing"]
+    splits, window_size = ["validation", "testing"], max(window_size - window_size % SIZE_MULTIPLE, SIZE_MULTIPLE)
     provenance = {
         "run": run,
         "splits": splits,

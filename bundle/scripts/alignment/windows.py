@@ -9,12 +9,13 @@ from monai.transforms import Transform
 from scripts.data.domains import check_domains, in_turn, is_labelled, load_items
 from scripts.errors import DataError
 
-__all__ = ["IMAGE_STATISTICS", "CutWindows", "image_statistics", "window_items"]
+__all__ = ["IMAGE_STATISTICS", "SIZE_MULTIPLE", "CutWindows", "image_statistics", "window_items"]
 
 logger = logging.getLogger(__name__)
 
 # what tells images apart without any texture: scale and density first, then colour
 IMAGE_STATISTICS = ("nuclei_per_megapixel", "nucleus_area_px", "foreground_fraction", "red", "green", "blue")
+SIZE_MULTIPLE = 32  # of the sides of an image, for whatever encoder
 # a region smaller than this share of its window gives an average of too few feature points
 SMALLEST_REGION = 0.01
 
@@ -83,7 +84,7 @@ class CutWindows(Transform):
         size_multiple: the network takes sides that are multiples of this.
     """
 
-    def __init__(self, window_size: int, size_multiple: int = 32) -> None:
+    def __init__(self, window_size: int, size_multiple: int = SIZE_MULTIPLE) -> None:
         if window_size < 1 or window_size % size_multiple:
             raise ValueError(f"window_size must be a positive multiple of {size_multiple}, got {window_size}")
         self.window_size, self.size_multiple = window_size, size_multiple

@@ -10,10 +10,19 @@ from scripts.data.annotation_style import CloseGaps
 from scripts.data.holding_out import CutSpan
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
+from scripts.errors import DataError
 from scripts.networks.adapters import is_adapter
 from torch import nn
 
-__all__ = ["DrawVariant", "EncodeFeatures", "RandFeatureCrop", "named_steps", "training_steps", "validation_steps"]
+__all__ = [
+    "DrawVariant",
+    "EncodeFeatures",
+    "RandFeatureCrop",
+    "check_sides",
+    "named_steps",
+    "training_steps",
+    "validation_steps",
+]
 
 
 def named_steps(**steps: Callable[[dict], dict]) -> Compose:
@@ -49,6 +58,16 @@ def training_steps(
         return Compose([*read, augmented, batched])
     encoded = [DrawVariant(augmented), EncodeFeatures(encoder), RandFeatureCrop(crop_size, encoder.stored_strides)]
     return Compose([*read, *encoded, batched])
+
+
+def check_sides(crop_size: int, window_size: int, cache: str, encoder: nn.Module) -> None:
+    """Before any image is encoded: DataError where the encoder does not take windows, or crops, of that side."""
+    whole, features = encoder.size_multiple, max(encoder.strides)  # what is encoded; what is cut from features
+    sides = {"window_size": (window_size, whole), "crop_size": (crop_size, features)}
+    for key, (side, multiple) in (sides if cache == "on" else {"crop_size": (crop_size, whole)}).items():
+        if side % multiple:
+            what = f"it must be a multiple of {multiple} for {encoder.backbone_type} with cache {cache}"
+            raise DataError(key, f"{what}, and {side} is not", f"Give {side + multiple - side % multiple}.")
 
 
 def validation_steps(target_mpp: float | None) -> Compose:
