@@ -115,6 +115,8 @@ def test_too_few_patients_are_said_in_the_report(align, tmp_path):
         ({"decoder_size": "standard"}, "has decoder_size light, and --decoder_size says standard"),
         ({"splits": "test"}, "one of training, validation, testing"),
         ({"window_size": 100}, "multiple of 32"),
+        ({"ckpt_path": "model.ts"}, "model.ts: it is an export.*the model.pt .* with --ckpt_path"),
+        ({"control_path": "model.onnx"}, "model.onnx: it is an export.*the model.pt .* with --control_path"),
         ({"window_per_domain": 4}, "did you mean 'windows_per_domain'"),
     ],
 )

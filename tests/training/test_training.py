@@ -372,6 +372,8 @@ def test_training_begins_with_an_existing_models_decoder(trained, open_training,
         ({"decoder_size": "standard"}, "(?s)model.pt.*--decoder_size light"),
         ({"backbone_weights": "random"}, "model.pt.*another encoder's features"),
         ({"init_model": "nowhere.pt"}, "nowhere.pt.*no such model file.* with --init_model, or"),
+        ({"init_model": "model.ts"}, "model.ts: it is an export.*the model.pt .* with --init_model"),
+        ({"init_model": "model.onnx", "backbone_weights": "model.onnx"}, "model.onnx: it is an export.*--init_model"),
     ],
 )
 def test_a_model_that_does_not_fit_is_not_begun_with(trained, open_training, tmp_path, other, message):

@@ -68,6 +68,7 @@ def model_info(
     given: Mapping[str, Any] | None = None,
     needs: Sequence[str] = (),
     key: str = "ckpt_path",
+    exports: bool = True,
 ) -> ModelInfo:
     """
     Read what a model file says of its network; an export (``.ts``, ``.onnx``) says nothing, nor does no file.
@@ -79,11 +80,16 @@ def model_info(
             is taken.
         needs: keys that must be known, and not assumed.
         key: of the config that names the file, for errors.
+        exports: False refuses them: they can be run, not trained or looked into.
 
     Raises:
-        DataError: when the file cannot be read, contradicts what is given, or lacks what is needed.
+        DataError: when the file cannot be read, is an export that will not do, contradicts what is given, or lacks
+            what is needed.
     """
     said = {key: value for key, value in (given or {}).items() if value is not None}
+    if path is not None and Path(path).suffix in EXPORTS and not exports:
+        hint = f"Name the model.pt that it was made of with --{key}"
+        raise DataError(path, "it is an export, which can segment images and nothing else", hint)
     if path is None or Path(path).suffix in EXPORTS:
         return ModelInfo(targets=said.get("targets"))
     content = read_model_file(path, key)
