@@ -64,8 +64,8 @@ def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str
     table = {key: setting for key, setting in SETTINGS[command.configs[0]].items() if key != "bundle_root"}
     further, words = _further(_one_spelling(arguments))
     known, more = _parser(name, command, table, defaults).parse_known_args(words)
-    _refuse_unknown(more, table)
     given = vars(known)
+    _refuse_unknown(more, table, name, command, given)
     config_files = given.pop("config") or []
     given = {key: _read(value) for key, value in given.items() if value is not None}
     given |= {key: _read(value) for key, value in further.items()}
@@ -147,19 +147,30 @@ def _further(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return found, others
 
 
-def _refuse_unknown(words: Sequence[str], table: dict) -> None:
+def _refuse_unknown(words: Sequence[str], table: dict, name: str, command: Command, given: dict[str, Any]) -> None:
     from scripts.errors import DataError
     from scripts.judging import nearest
     from scripts.settings import GONE
 
     for word in words[:1]:
         option = word.partition("=")[0]
-        key = option.removeprefix("--")
-        if not word.startswith("--"):
-            raise DataError(word, "this argument belongs to no option", "Quote what contains spaces")
+        key = option.lstrip("-")
+        if not word.startswith("-"):
+            raise DataError(word, "this argument belongs to no option", _meant(word, name, command, given))
         if key in GONE:
             raise DataError(option, "there is no such option any more", GONE[key])
         raise DataError(option, f"there is no such option{nearest(key, [*table, 'config'])}", "See --help")
+
+
+def _meant(word: str, name: str, command: Command, given: dict[str, Any]) -> str:
+    """What a further argument was probably meant for."""
+    source = given.get(command.source)
+    if source is None or not os.path.exists(source):
+        return "Quote what contains spaces"
+    if os.path.isfile(word) or given["output_dir"] is not None:
+        one_list = ", or a text file with one path a line" if command.source == "slide" else ""
+        return f"One is taken at a time: of several files name the folder that holds them{one_list}"
+    return f"The folder for results goes behind -o: ama-sam {name} {source} -o {word}"
 
 
 def _read(text: Any) -> Any:
