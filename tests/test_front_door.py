@@ -91,6 +91,23 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, tol
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("mine.json", '{"mode": "joint",', "mine.json: the file cannot be read as JSON"),
+        ("mine.json", '["joint"]', "mine.json: it holds no object"),
+        ("mine.txt", "{}", "mine.txt: it is no config. Name a .json or .yaml file"),
+    ],
+)
+def test_a_config_that_is_none_is_told_by_name(tmp_path, monkeypatch, capsys, name, content, told):
+    from ama_sam.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    assert main(["train", "--config", name]) == 1
+    assert capsys.readouterr().err.startswith(f"Error: {told}")
+
+
 @pytest.fixture(scope="module")
 def segmented(tile, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "results"
