@@ -174,15 +174,24 @@ def test_what_the_teacher_labelled_is_kept_when_the_run_goes_on(open_training, d
 
 
 def test_labels_of_one_teacher_and_image_are_never_taken_for_those_of_another(data, teacher, tmp_path):
-    """Another teacher, other views, other pixels under the same name; one that cannot be read stops no other."""
+    """
+    Another teacher, other views, other settings of ``inferring``, another release, other pixels under the same name; one
+    that cannot be read stops no other.
+    """
     images = sorted((data / "synthetic_dark" / "images").iterdir())[:2]
+
+    configs = shutil.copytree(BUNDLE / "configs", tmp_path / "bundle" / "configs")
+
+    def change(file: str, **values: object) -> None:
+        path = configs / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
     def labels(path: Path = teacher, views: int = 1) -> list[str]:
         items = [
             {"image": str(image), "unlabelled": True, "domain": 0, "domain_name": "d", "mpp": float("nan")}
             for image in images
         ]
-        made = Teacher(str(path), views, "cpu", BUNDLE / "configs" / "inference.json", tmp_path / "told")
+        made = Teacher(str(path), views, "cpu", configs / "inference.json", tmp_path / "told")
         return [item["label"] for item in made(items)]
 
     first = labels()
@@ -192,6 +201,12 @@ def test_labels_of_one_teacher_and_image_are_never_taken_for_those_of_another(da
     content = torch.load(teacher, weights_only=True)
     torch.save({**content, "provenance": {}}, other)
     assert not {*first} & {*labels(other)}
+    for file, values in (("inference.json", {"min_area": 5}), ("metadata.json", {"version": "99.0.0"})):
+        before = (configs / file).read_text()
+        change(file, **values)
+        assert not {*first} & {*labels()}, values
+        (configs / file).write_text(before)
+    assert labels() == first
     Image.fromarray(np.asarray(Image.open(images[1]))[::-1]).save(images[1])
     assert [path in first for path in labels()] == [True, False]
     images[0].write_bytes(b"no image")

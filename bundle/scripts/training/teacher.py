@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from monai.utils import CommonKeys
 from PIL import Image
 from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError, all_of
-from scripts.files import atomic_path, sha256_of
+from scripts.files import atomic_path, bundle_version, read_json, sha256_of
 from scripts.inference.in_memory import Segmenter
 from scripts.networks.model_info import model_info
 from scripts.nuclei.label_maps import save_label_map
@@ -35,8 +36,8 @@ class Teacher:
 
     They are labelled once, before the first step, as whole nuclei, by several looks (``views``): "data distillation"
     (Radosavovic et al., arXiv:1712.04440). They go to ``folder/TEACHER/DOMAIN/IMAGE_CONTENT.tif`` (instances), and
-    drawn on the image to ``folder/TEACHER/DOMAIN_overlays/IMAGE_CONTENT.jpg``: named after what the teacher is and what
-    the image holds, so that another run finds them, and never another's.
+    drawn on the image to ``folder/TEACHER/DOMAIN_overlays/IMAGE_CONTENT.jpg``: named after what the teacher is, how it
+    segments and what the image holds, so that another run finds them, and never another's.
 
     Args:
         path: the model file.
@@ -52,8 +53,10 @@ class Teacher:
         given = {"ckpt_path": path, "views": views, "device": str(device), **LABELS}
         with torch.random.fork_rng(devices=[]):  # the network that learns begins with the weights of its seed
             self.segmenter = Segmenter(config, Path(config).parents[1], given)
-        how = "_".join(f"{key}{value:g}" for key, value in {"views": views, **LABELS}.items())
-        self.folder = Path(folder) / f"{str(sha256_of(path))[:8]}_{how}"
+        # all that another release, or a changed config, may give other labels by
+        how = {**read_json(config), "views": views, **LABELS, "version": bundle_version(Path(config).parents[1])}
+        settings = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(folder) / f"{str(sha256_of(path))[:8]}_views{views}_{settings[:8]}"
 
     @PHASES.within("labelling")
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> list[dict]:
