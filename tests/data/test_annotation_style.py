@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from PIL import Image
 from scripts.data.annotation_style import CloseGaps, close_gaps, set_gaps
-from scripts.data.domains import domain_list, load_items
+from scripts.data.domain_folders import domain_list
+from scripts.data.domains import load_items
 from scripts.data.readers import read_label
 from scripts.errors import DataError
 from scripts.nuclei.fates import touching

@@ -7,14 +7,8 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from scripts.data.domains import (
-    auxiliary_domains,
-    check_domains,
-    domain_list,
-    domain_names,
-    load_items,
-    training_domains,
-)
+from scripts.data.domain_folders import auxiliary_domains, domain_list
+from scripts.data.domains import check_domains, domain_names, load_items, training_domains
 from scripts.errors import DataError
 from torch.utils.data import default_collate
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.data import MetaTensor
-from scripts.data.domains import domain_list, load_items
+from scripts.data.domain_folders import domain_list
+from scripts.data.domains import load_items
 from scripts.data.holding_out import CutSpan, training_span, validation_items
 
 

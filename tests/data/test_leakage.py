@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from archives import save
 from PIL import Image
-from scripts.data.domains import domain_list
+from scripts.data.domain_folders import domain_list
 from scripts.data.leakage import check_leakage, find_leaks, from_text, hash_images, to_text
 from scripts.data.similarity import near_duplicates, perceptual_hash
 from scripts.errors import DataError

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 from monai.bundle import ConfigParser
-from scripts.data.domains import SPLITS, domain_list, load_items
+from scripts.data.domain_folders import domain_list
+from scripts.data.domains import SPLITS, load_items
 from scripts.data.leakage import check_leakage
 from scripts.data.readers import read_image, read_label
 

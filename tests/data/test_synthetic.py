@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
-from scripts.data.domains import domain_list, domain_names, load_items
+from scripts.data.domain_folders import domain_list
+from scripts.data.domains import domain_names, load_items
 from scripts.data.readers import read_image, read_label
 from scripts.data.synthetic import make_synthetic
 from scripts.errors import DataError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from archives import known_sample, same_nuclei, save
 from layouts import WRITERS, write_conic, write_monuseg, write_nuinsseg
-from scripts.data.domains import domain_list, load_items
+from scripts.data.domain_folders import domain_list
+from scripts.data.domains import load_items
 from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError
 from scripts.preparing.formats.coco import decode_counts

@@ -175,8 +175,8 @@ def test_what_the_teacher_labelled_is_kept_when_the_run_goes_on(open_training, d
 
 def test_labels_of_one_teacher_and_image_are_never_taken_for_those_of_another(data, teacher, tmp_path):
     """
-    Another teacher, other views, other settings of ``inferring``, another release, other pixels under the same name; one
-    that cannot be read stops no other.
+    Another teacher, other views, settings of ``inferring`` or release, other pixels under the same name; one that
+    cannot be read stops no other.
     """
     images = sorted((data / "synthetic_dark" / "images").iterdir())[:2]
 

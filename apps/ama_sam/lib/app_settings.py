@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.data.domains import LABELLED, auxiliary_domains
+from scripts.data.domain_folders import auxiliary_domains
+from scripts.data.domains import LABELLED
 from scripts.errors import DataError
 from scripts.judging import judge
 

@@ -14,7 +14,8 @@ from lib.studies import Studies, known_mpp_of, label_map, tile_path
 from lib.train_stats import newest_run, train_stats
 from monailabel.tasks.train.bundle import BundleTrainTask
 from monailabel.utils.others.generic import device_list
-from scripts.data.domains import LABELLED, auxiliary_domains
+from scripts.data.domain_folders import auxiliary_domains
+from scripts.data.domains import LABELLED
 from scripts.data.readers import read_image
 from scripts.errors import DataError
 from scripts.files import read_json, write_json

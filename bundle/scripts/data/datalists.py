@@ -9,7 +9,16 @@ from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import read_json
 
-__all__ = ["SPLITS", "check_files", "find_datalist", "is_domain", "list_entries", "read_object", "stem_of"]
+__all__ = [
+    "SPLITS",
+    "check_files",
+    "find_datalist",
+    "is_domain",
+    "list_entries",
+    "read_object",
+    "stem_of",
+    "stored_mpp",
+]
 
 SPLITS = ("training", "validation", "testing")
 DECATHLON_KEYS = {"training": "training", "validation": "validation", "testing": "test"}
@@ -141,3 +150,12 @@ def read_object(path: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(path, "the file does not hold a JSON object", 'Write {"training": [...], ...}.')
     return content
+
+
+def stored_mpp(root: Path) -> float | None:
+    """Micrometres per pixel as ``dataset.json`` in a domain's folder says; DataError when it is no such number."""
+    path = root / "dataset.json"
+    mpp = read_object(path).get("mpp") if path.is_file() else None
+    if mpp is not None and not (isinstance(mpp, (int, float)) and mpp > 0):
+        raise DataError(path, f"mpp {mpp!r} is not a positive number", "Give micrometres per pixel, or leave it out.")
+    return mpp
