@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scripts.data.pixel_size import stated_mpp
-from scripts.data.readers import related_files
+from scripts.data.readers import image_mpp, related_files
 from scripts.data.transforms import ToTargetMppd
 from scripts.errors import DataError
+from scripts.files import is_store
 from scripts.networks.sam_encoders import AdaptedEncoder, FrozenEncoder, fingerprint
 
 __all__ = ["Recipe", "content_of", "describe"]
@@ -62,11 +62,13 @@ def describe(thing: Any) -> str:
 
 
 def content_of(*paths: str | os.PathLike) -> str:
-    """Digest of the bytes of files."""
+    """Digest of the bytes of files; in a store of zarr also of their names, which say where in the image they are."""
     digest = hashlib.sha256()
     for path in paths:
         for file in related_files(path):
             content = file.read_bytes()
+            if is_store(path):
+                digest.update(f"{file.relative_to(path).as_posix()}\n".encode())
             digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()
 
@@ -75,7 +77,7 @@ def _mpp(item: Mapping[Hashable, Any]) -> float:
     """The pixel size that ``LoadNucleid`` will give an item."""
     given = float(item.get("mpp") or math.nan)
     try:
-        return given if given > 0 else stated_mpp(item["image"]) or math.nan
+        return given if given > 0 else image_mpp(item["image"]) or math.nan
     except DataError:  # which reading the image will raise again, where it is collected
         return math.nan
 

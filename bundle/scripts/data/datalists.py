@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
-from scripts.files import read_json
+from scripts.files import is_store, read_json
 
 __all__ = [
     "SPLITS",
@@ -116,7 +116,7 @@ def _folder_entries(folder: Path, with_labels: bool) -> list[dict]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or file_suffix(path) not in IMAGE_SUFFIXES:
+        if path.name.startswith(".") or not (file_suffix(path) in IMAGE_SUFFIXES or is_store(path)):
             continue
         if stem_of(path) in files:
             raise DataError(path, f"{files[stem_of(path)].name} has the same name", "Keep one of the two.")
@@ -127,7 +127,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def check_files(entries: Iterable[dict], root: Path) -> None:
     """DataError that names the files that are listed but missing."""
     files = [entry[key] for entry in entries for key in ("image", "label") if key in entry]
-    missing = [file for file in files if not os.path.isfile(file)]
+    missing = [file for file in files if not (os.path.isfile(file) or is_store(file))]
     if missing:
         raise DataError(missing[0], f"the file is listed but missing{_more(missing)}", f"Copy it to {root}.")
 

@@ -12,7 +12,7 @@ from scripts.data.domains import check_domains, load_items
 from scripts.data.readers import read_image
 from scripts.data.similarity import HASH_BITS, near_duplicates, perceptual_hash
 from scripts.errors import DataError
-from scripts.files import read_json, write_json
+from scripts.files import is_store, read_json, write_json
 from scripts.phases import PHASES
 from scripts.wording import counted
 
@@ -169,6 +169,8 @@ def _hash_file(path: str) -> np.ndarray | None | DataError:
 
 
 def _key(path: str) -> str | None:
+    if is_store(path):  # what its folder tells does not change with what is in it
+        return None
     try:
         about = os.stat(path)
     except OSError:

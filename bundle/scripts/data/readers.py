@@ -21,6 +21,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "LoadNucleid",
     "file_suffix",
+    "image_mpp",
     "read_image",
     "read_label",
     "read_mask",
@@ -167,11 +168,21 @@ def whole_numbers(label: np.ndarray, path: str | os.PathLike) -> np.ndarray:
 
 
 def related_files(path: str | os.PathLike) -> list[Path]:
-    """The file, and for a header without pixels (``.mhd``) those of the same name beside it, which hold them."""
+    """
+    The file; of a header without pixels (``.mhd``) also those of the same name beside it, which hold them; of a store
+    of zarr what is in it.
+    """
     path = Path(path)
+    if is_store(path):
+        return sorted(file for file in path.rglob("*") if file.is_file())
     if file_suffix(path) != ".mhd":
         return [path]
     return sorted(file for file in path.parent.iterdir() if file.is_file() and file.name.split(".")[0] == path.stem)
+
+
+def image_mpp(path: str | os.PathLike) -> float | None:
+    """As :func:`scripts.data.pixel_size.stated_mpp`, of an OME-Zarr store too."""
+    return open_ome_zarr(path).mpp if is_store(path) else stated_mpp(path)
 
 
 def _size(array: np.ndarray) -> str:
@@ -185,7 +196,7 @@ def _meta_tensor(array: np.ndarray, path: str, mpp: float, mpp_from: str) -> Met
 
 def _pixel_size(path: str, given: float | None) -> tuple[float, str]:
     given = math.nan if given is None else float(given)
-    stated = open_ome_zarr(path).mpp if is_store(path) else stated_mpp(path)
+    stated = image_mpp(path)
     if given > 0:
         if stated is not None and not same_mpp(given, stated):
             warn_once(path, f"it states pixels of {stated:.4g} um, but {given:.4g} are given and taken")

@@ -9,6 +9,8 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from scripts.data.datalists import read_object
+from scripts.data.readers import related_files
+from scripts.files import is_store
 
 __all__ = ["data_fingerprint", "data_inputs"]
 
@@ -57,5 +59,9 @@ def data_fingerprint(inputs: Sequence[DatasetInput]) -> str:
 
 def _line(root: Path, item: Mapping[str, Any]) -> str:
     files = [Path(item[key]) for key in ("image", "label") if key in item]  # unlabelled ones have an image alone
-    told = [f"{Path(os.path.relpath(file, root)).as_posix()} {file.stat().st_size}" for file in files]
+    told = [f"{Path(os.path.relpath(file, root)).as_posix()} {_bytes(file)}" for file in files]
     return "\t".join([*told, *([str(tuple(item["span"]))] if "span" in item else [])])
+
+
+def _bytes(image: Path) -> int:
+    return sum(file.stat().st_size for file in related_files(image)) if is_store(image) else image.stat().st_size

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys
 from PIL import Image
+from scripts.data.cache_key import content_of
 from scripts.data.readers import read_image, read_label
 from scripts.errors import DataError, all_of
 from scripts.files import atomic_path, bundle_version, read_json, sha256_of
@@ -98,7 +99,7 @@ class Teacher:
 
     def _path(self, item: Mapping[str, Any]) -> Path:
         image = Path(item[CommonKeys.IMAGE])
-        content = hashlib.sha256(f"{sha256_of(image)} {item['mpp']}".encode()).hexdigest()[:12]
+        content = hashlib.sha256(f"{content_of(image)} {item['mpp']}".encode()).hexdigest()[:12]
         return self.folder / item["domain_name"] / f"{image.stem}_{content}.tif"
 
     def _label(self, item: Mapping[str, Any]) -> None:
