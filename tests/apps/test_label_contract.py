@@ -274,6 +274,16 @@ def test_a_patch_is_asked_of_a_slide_of_the_studies(app_parts, tmp_path, tile):
 
 
 @needs_label
+def test_a_store_of_zarr_is_told_and_not_offered(app_parts, tmp_path, tile, caplog):
+    (tmp_path / "studies" / "scan.ome.zarr" / "0").mkdir(parents=True)
+    studies = app_parts.studies.Studies(str(tmp_path / "studies"))
+    told = [record.getMessage() for record in caplog.records]
+    assert any("scan.ome.zarr: images here are single files. Convert it to OME-TIFF" in line for line in told)
+    studies.add_image("a", str(tile), {})
+    assert studies.get_unlabeled_images() == ["a"]
+
+
+@needs_label
 def test_random_tiles_are_no_slides(app_parts, tmp_path, tile, monkeypatch):
     studies = app_parts.studies.Studies(str(tmp_path / "studies"))
     for name in "abc":

@@ -16,6 +16,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix, read_image, read_label
 from scripts.errors import DataError
+from scripts.files import is_store
 from scripts.preparing.formats import asap_xml
 from scripts.preparing.layouts import Sample
 from scripts.slides.listing import SLIDE_SUFFIXES
@@ -43,6 +44,10 @@ class Studies(LocalDatastore):
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+        for store in filter(is_store, sorted(Path(folder).iterdir())):
+            logger.warning(
+                "passed over: %s", DataError(store, "images here are single files", "Convert it to OME-TIFF")
+            )
 
     def path_of(self, image_id: str) -> Path | None:
         """
