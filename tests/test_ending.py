@@ -1,7 +1,8 @@
-"""How a run ends: two lines after Ctrl-C and SIGTERM, one where the disk is full."""
+"""How a run ends: two lines after Ctrl-C and SIGTERM, one where the disk is full or may not be written to."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from scripts.ending import ENDS_WITH_STDIN
 
 PROGRAM = """
-import errno, os, signal, sys, time
+import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from scripts.ending import end_clearly, when_interrupted
 end_clearly("The same command goes on.")
@@ -20,14 +21,14 @@ if {number}:
     os.kill(os.getpid(), {number})
     time.sleep(60)
 try:
-    raise OSError(errno.ENOSPC, "No space left on device", "/data/out.png")
+    raise OSError({error}, os.strerror({error}), "/data/out.png")
 except OSError as error:
     raise RuntimeError("wrapped") from error
 """
 
 
-def end(bundle_root, number: int) -> tuple[int, list[str]]:
-    program = PROGRAM.format(root=str(bundle_root), number=number)
+def end(bundle_root, number: int, error: int = errno.ENOSPC) -> tuple[int, list[str]]:
+    program = PROGRAM.format(root=str(bundle_root), number=number, error=error)
     # what a shell starts in the background ignores SIGINT, and so does all that it starts
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     command = [sys.executable, "-c", program]
@@ -45,6 +46,12 @@ def test_interruptions_end_in_two_lines(bundle_root, number):
 def test_a_full_disk_is_one_line(bundle_root):
     code, lines = end(bundle_root, 0)
     assert code == 1 and lines == ["Error: the disk is full (/data/out.png). Make room. The same command goes on."]
+
+
+def test_a_place_that_may_not_be_written_to_is_one_line(bundle_root):
+    code, lines = end(bundle_root, 0, errno.EROFS)
+    told = "Error: /data/out.png: Read-only file system. Choose another place, or change its rights."
+    assert code == 1 and lines == [told]
 
 
 def test_a_verb_ends_with_the_process_that_started_it(bundle_root):

@@ -100,3 +100,9 @@ def test_half_written_models_go_from_where_models_are_published(tmp_path):
     evaluator = SimpleNamespace(state=SimpleNamespace(epoch_length=0))
     PublishModel(tmp_path / "new.pt", tmp_path / "model.pt", "always", None, evaluator)(None)
     assert {path.name for path in tmp_path.iterdir()} == {other.name, young.name, "new.pt", "model.pt"}
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="out: nothing can be written there .Not a directory.. Choose another"):
+        run_alone(tmp_path / "file" / "out", [])

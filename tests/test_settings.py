@@ -220,6 +220,16 @@ def test_a_verb_ends_before_it_writes_anything(tmp_path, verb, config, arguments
     assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch):
+    """Before work, and of a folder that is not there yet by the one that would hold it."""
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) != "theirs")
+    judge("train", {"output_dir": str(tmp_path / "mine" / "out"), "cache_dir": str(tmp_path / "theirs")})
+    for place in ("theirs", "theirs/new/out"):
+        with pytest.raises(DataError, match="output_dir: it must be a folder that can be written to"):
+            judge("train", {"output_dir": str(tmp_path / place)})
+
+
 def test_what_has_no_discriminator_is_not_normalised():
     values = {"spectral_norm": True, "alignment_loss": "mmd", "mode": "ama"}
     with pytest.raises(DataError, match="^spectral_norm: alignment_loss mmd has no discriminator"):

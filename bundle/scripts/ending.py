@@ -15,10 +15,21 @@ from typing import Any
 
 from scripts.errors import DataError, root_cause
 
-__all__ = ["ENDS_WITH_STDIN", "end_clearly", "end_with_parent", "from_now_on", "not_interrupted", "when_interrupted"]
+__all__ = [
+    "ENDS_WITH_STDIN",
+    "FULL",
+    "end_clearly",
+    "end_with_parent",
+    "from_now_on",
+    "not_interrupted",
+    "when_interrupted",
+]
 
 # set for a verb by the process that started it, and that holds its standard input open as long as it lives
 ENDS_WITH_STDIN = "AMA_SAM_ENDS_WITH_STDIN"
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk, or one's part of it
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _callbacks: list[Callable[[], None]] = []
 _how_to_go_on = ""
@@ -30,7 +41,8 @@ class Terminated(KeyboardInterrupt):
 
 def end_clearly(how_to_go_on: str) -> None:
     """
-    From now on errors end with their cause on the last line; Ctrl-C, SIGTERM and a full disk in two lines at most.
+    From now on errors end with their cause on the last line; Ctrl-C, SIGTERM, a full disk and what may not be read or
+    written in two lines at most.
 
     Args:
         how_to_go_on: what a user does after an interruption, until :func:`from_now_on` says otherwise.
@@ -44,9 +56,12 @@ def end_clearly(how_to_go_on: str) -> None:
                 callback()
             what = "Ended by SIGTERM" if isinstance(error, Terminated) else "Interrupted"
             print(f"\n{what}: what was finished is kept.\n{_how_to_go_on}", file=sys.stderr)
-        elif isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        elif isinstance(cause, OSError) and cause.errno in FULL:
             place = f" ({cause.filename})" if cause.filename else ""
             print(f"\nError: the disk is full{place}. Make room. {_how_to_go_on}", file=sys.stderr)
+        elif isinstance(cause, OSError) and cause.errno in FORBIDDEN and cause.filename:
+            told = f"{cause.filename}: {cause.strerror}. Choose another place, or change its rights."
+            print(f"\nError: {told}", file=sys.stderr)
         else:
             _print_cause_last(kind, error, trace)
 

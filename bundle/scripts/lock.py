@@ -13,6 +13,7 @@ from typing import Any
 
 import ignite.distributed as idist
 from filelock import FileLock, Timeout
+from scripts.ending import FULL
 from scripts.errors import DataError
 from scripts.owned import LOCK, OwnFiles
 
@@ -61,18 +62,24 @@ def only_writer(folder: str | os.PathLike, inside: bool = False) -> Iterator[Non
             needs it.
 
     Raises:
-        DataError: when another process has it, naming that one; when the file is not a lock of ours.
+        DataError: when another process has it, naming that one; when the file is not a lock of ours; when nothing can
+            be written there.
     """
     folder = Path(folder)
     path = folder / LOCK if inside else folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     other = _holder(path)  # before the attempt: opening the file may empty it
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
         hint = "Wait until it has ended, or end it, or give this run another --output_dir"
         raise DataError(folder, f"{other} is writing there", hint) from None
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        hint = "Choose another --output_dir"
+        raise DataError(folder, f"nothing can be written there ({error.strerror})", hint) from error
     except NotImplementedError:
         logger.warning("%s: its disk has no locks: let no other process write there", folder)
     try:

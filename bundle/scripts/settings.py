@@ -86,6 +86,15 @@ def _is_folder(value: str) -> str:
     return value
 
 
+def _is_writable(value: str) -> str:
+    place = os.path.abspath(value)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError("not to be written to")
+    return value
+
+
 def _is_name(value: str) -> str:
     if value.strip(". ") == "" or re.search(r"[/\\\0\n]", value) or len(value.encode(errors="replace")) > 200:
         raise ValueError("not a name")
@@ -124,6 +133,9 @@ Bool = Annotated[bool, Field(strict=True), BeforeValidator(_is_bool), _words("tr
 Text = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True), _words("text")]
 Path = Annotated[str, Field(coerce_numbers_to_str=True), BeforeValidator(_is_path), _words("a path")]
 Folder = Annotated[Path, AfterValidator(_is_folder), _words("a folder (or a path where none is yet)")]
+Writable = Annotated[
+    Folder, AfterValidator(_is_writable), _words("a folder that can be written to (or a path where none is yet)")
+]
 Name = Annotated[Text, AfterValidator(_is_name), _words("a name without slashes, for a folder")]
 Names = Annotated[Text | list[Text], BeforeValidator(lambda v: list(v) if isinstance(v, tuple) else v), _words("names")]
 Device = Annotated[
@@ -235,7 +247,7 @@ _ALIGNMENT = {
     ),
     **_TILE,
 }
-_OUTPUT = {"output_dir": Setting(Folder, "where results go")}
+_OUTPUT = {"output_dir": Setting(Writable, "where results go")}
 _TRAINING = {
     "max_epochs": Setting(Count, "epochs to train", free=True),
     "batches_per_epoch": Setting(Count, "training steps in one epoch"),

@@ -26,7 +26,7 @@ from scripts.errors import DataError
 from scripts.inference.outputs import OUTPUTS, PredictionWriter
 from scripts.inference.tolerant import TolerantDataset
 from scripts.out_of_domain.reference import DomainScore
-from scripts.owned import LIST
+from scripts.owned import LIST, OwnFiles
 
 
 def load(item: dict) -> dict:
@@ -223,6 +223,19 @@ def test_results_may_lie_within_the_folder_of_images_or_around_it_but_not_among_
             list_images(tmp_path / "in", exclude=same)
 
 
+def test_results_of_earlier_runs_are_no_images(tmp_path, caplog):
+    """Beside an image that was segmented alone, or in a folder among the images; a prepared domain's images are."""
+    folder = tmp_path / "in"
+    images = [save_picture(folder / name) for name in ("a.png", "a_mask2.png", "mine/images/b.png")]
+    OwnFiles(folder / "mine").add(["images/b.png", "split.json"])
+    for place, name in (("", "a_mask.png"), ("first", "sub/a_overlay.jpg")):
+        save_picture(folder / place / name)
+        OwnFiles(folder / place).add(["inference.json", name])
+    with caplog.at_level("INFO"):
+        found = [item["image"] for item in list_images(folder, exclude=folder / "second")]
+    assert found == [str(path) for path in images] and "passed over 2 results of earlier runs" in caplog.text
+
+
 def test_what_was_added_after_a_run_survives_the_next(tmp_path):
     files = [save_picture(tmp_path / "in" / f"{name}.png") for name in "ab"]
     predict(files[:1], tmp_path / "out", outputs=["instances"])
@@ -359,6 +372,7 @@ def test_an_interruption_while_writing_begins_ends_the_process(bundle_root, tmp_
 import threading
 from scripts.ending import end_clearly
 from scripts.inference.outputs import PredictionWriter
+from scripts.owned import OwnFiles
 end_clearly("Again.")
 writer = PredictionWriter({str(tmp_path / "out")!r}, [{{"image": "a.png"}}])
 writer._reset(None)

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from scripts.data.pixel_size import PLAUSIBLE_MPP, number
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import is_store, walk_files
+from scripts.owned import OwnFiles
+from scripts.wording import counted
 
 __all__ = ["list_images"]
+
+logger = logging.getLogger(__name__)
+
+_VERB = "inference.json"  # what the verb inferring lists in a folder of its results, and no other verb does
 
 
 def list_images(
@@ -17,6 +25,9 @@ def list_images(
 ) -> list[dict]:
     """
     Items for every image file in a folder and its sub-folders, by name; or for one file.
+
+    Masks, label maps and overlays that earlier runs of the verb inferring wrote into these folders are passed over,
+    which is told.
 
     Args:
         folder: where to look, see ``walk_files``; or an image.
@@ -45,12 +56,24 @@ def list_images(
         raise DataError(root, "results would lie among the images", "Choose another output_dir; it may be in there")
     if excluded is not None and not excluded.is_relative_to(root.resolve()):
         excluded = None  # a folder around the images: they are no results
-    files = [
+    found = [
         path
         for path in sorted(walk_files(root, stores=True))
         # a link that leads nowhere is told when it is read
         if (file_suffix(path) in IMAGE_SUFFIXES or is_store(path)) and excluded not in path.resolve().parents
     ]
+    results = _results(root, found)
+    if results:
+        logger.info("%s: passed over %s of earlier runs", root, counted(len(results), "result"))
+    files = [path for path in found if path not in results]
     if not files:
         raise DataError(root, "no image found", f"Put files with one of {', '.join(IMAGE_SUFFIXES)} there")
     return [{"image": str(path), "mpp": math.nan if mpp is None else float(mpp)} for path in files]
+
+
+def _results(root: Path, files: Iterable[Path]) -> set[Path]:
+    """Those of the files, in the folder or below, that the verb inferring wrote."""
+    files = set(files)
+    folders = {folder for file in files for folder in file.parents if folder == root or root in folder.parents}
+    lists = {folder: set(OwnFiles(folder)) for folder in folders}
+    return {folder / name for folder, names in lists.items() if _VERB in names for name in names} & files
