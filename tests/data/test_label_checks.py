@@ -4,11 +4,12 @@ import logging
 
 import numpy as np
 import pytest
+from fakes import open_verb
 from PIL import Image
 from scipy import ndimage
 from scripts.data.label_checks import check_labels, look_at_label
 from scripts.data.readers import read_label
-from scripts.errors import DataError
+from scripts.errors import DataError, root_cause
 
 LABEL = np.zeros((160, 160), np.int32)
 for index in range(25):
@@ -38,6 +39,18 @@ WRONG = {
 def test_training_refuses_what_is_no_map_of_nuclei(tmp_path, kind):
     with pytest.raises(DataError, match=r"l1\.png"):
         check_labels(domain(tmp_path, LABEL, WRONG[kind]))
+
+
+def test_evaluating_refuses_them_too_before_it_works(bundle_root, tmp_path):
+    domains = domain(tmp_path, LABEL, WRONG["classes"])
+    domains[0]["datalist"] = {"testing": domains[0]["datalist"]["training"]}
+    with pytest.raises(Exception) as error:  # noqa: B017 which class MONAI wraps it in does not matter
+        open_verb(bundle_root, "evaluate", None, domains=domains, output_dir=str(tmp_path / "out")).run()
+    assert str(root_cause(error.value)).startswith(f"{tmp_path / 'l1.png'}: 3 ids lie in 25 pieces")
+    assert not (tmp_path / "out").exists()
+    domains[0]["datalist"] = {"testing": domains[0]["datalist"]["testing"][:1]}
+    Image.fromarray(np.zeros((160, 160), np.uint8)).save(tmp_path / "l0.png")
+    check_labels(domains, ["testing"])
 
 
 def test_maps_of_nuclei_pass_and_empty_ones_are_told(tmp_path, caplog):

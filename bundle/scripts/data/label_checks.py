@@ -54,19 +54,20 @@ def look_at_label(label: np.ndarray) -> LabelCheck:
 
 
 @PHASES.within("checking")
-def check_labels(domains: Sequence[dict]) -> None:
+def check_labels(domains: Sequence[dict], splits: Sequence[str] = ("training", "validation")) -> None:
     """
-    Before work: look at the labels of the training and validation parts, and tell of those without a nucleus.
+    Before work: look at the labels of parts of the data, and tell of those without a nucleus.
 
     Args:
-        domains: of a training, see ``training_domains``; unlabelled ones are passed over.
+        domains: the domain list; unlabelled ones are passed over.
+        splits: the parts.
 
     Raises:
         DataError: naming the first label that cannot be read or is no map of nuclei, and how many there are; when
-            there is no nucleus in any.
+            there is no nucleus in any that is trained on.
     """
     empty, wrong = [], []
-    items = [item for split in ("training", "validation") for item in load_items(domains, split)]
+    items = [item for split in splits for item in load_items(domains, split)]
     items = [item for item in items if "label" in item]
     for item in items:
         check = look_at_label(read_label(item["label"]))
@@ -78,7 +79,7 @@ def check_labels(domains: Sequence[dict]) -> None:
         path, what = wrong[0]
         more = f" (likewise {len(wrong) - 1} others)" if len(wrong) > 1 else ""
         raise DataError(path, what + more, "Save one integer per nucleus and 0 as background, as 16-bit grey PNG.")
-    if empty and len(empty) == len(items):
+    if empty and len(empty) == len(items) and "training" in splits:
         raise DataError(empty[0], f"none of {len(items)} labels has a nucleus", "Check that they are label maps.")
     if empty:
         logger.warning("%s: %d of %d labels have no nucleus, as this one", empty[0], len(empty), len(items))
