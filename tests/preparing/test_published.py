@@ -96,6 +96,8 @@ def test_a_new_set_is_one_entry(bundle_root, tmp_path):
         load_datasets(bundle_root / "configs" / "datasets.json", {"mine": {"part": [part]}})
     with pytest.raises(DataError, match="unknown key 'image'"):
         load_datasets(bundle_root / "configs" / "datasets.json", {"mine": {"parts": [{"image": ""}]}})
+    with pytest.raises(DataError, match="dataset: no data set is chosen. There are asap, "):
+        prepare(datasets, None, tmp_path / "out", tmp_path)
     with pytest.raises(DataError, match="Did you mean 'monuseg'"):
         prepare(datasets, "monuseq", tmp_path / "out", tmp_path)
 

@@ -14,6 +14,7 @@ from scripts.owned import OwnFiles
 from scripts.slides.listing import list_slides, name_folders
 from scripts.slides.reading import open_slide
 from scripts.slides.tiles import TissueMap
+from skimage.io import imsave
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
 TILED = {"tile": (64, 64), "metadata": None, "resolution": (40000, 40000), "resolutionunit": "CENTIMETER"}
@@ -229,3 +230,9 @@ def test_results_of_a_series_are_named_by_its_folder(tmp_path, files, names):
 def test_results_of_a_dicom_file_that_was_named_are_named_by_it(tmp_path):
     path = save_dicom(tmp_path / "IM0.dcm", np.zeros((64, 64, 3), np.uint8), "1.2.1")
     assert name_folders([str(path)], tmp_path / "out", path) == {str(path): tmp_path / "out" / "IM0"}
+
+
+def test_an_image_that_is_no_slide_is_told_what_takes_it(tmp_path):
+    imsave(tmp_path / "a.png", np.zeros((20, 30, 3), np.uint8), check_contrast=False)
+    with pytest.raises(DataError, match="a.png: it cannot be read as a slide .*, or segment it as an image by"):
+        open_slide(tmp_path / "a.png")

@@ -58,6 +58,15 @@ def test_spectral_norm_goes_on_as_if_a_run_had_not_stopped(open_training, tmp_pa
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.parametrize("mode", ["ama", "joint"])
+def test_one_domain_is_trained_on_alone(open_training, tmp_path, mode):
+    with pytest.raises(Exception) as error:  # noqa: B017 which class MONAI wraps it in does not matter
+        open_training(tmp_path, auxiliary="none", mode=mode, cache_dir=str(tmp_path / "features")).run()
+    told = f"mode: '{mode}' learns from auxiliary domains too, and there is the primary alone. Train with --mode single"
+    assert isinstance(root_cause(error.value), DataError) and str(root_cause(error.value)).startswith(told)
+    assert not (tmp_path / "features").exists(), "told before images are encoded"
+
+
 def test_the_frozen_encoder_is_not_aligned(open_training, tmp_path):
     with pytest.raises(Exception) as error:  # noqa: B017 which class MONAI wraps it in does not matter
         open_training(tmp_path, **SHORT, aligned_at="encoder", cache_dir=str(tmp_path / "features")).run()

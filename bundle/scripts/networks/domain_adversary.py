@@ -37,17 +37,21 @@ ALIGNED_AT = ("decoder", "encoder")
 
 
 def domain_coefficients(mode: str, num_domains: int) -> list[float]:
-    """CGRL coefficients by domain (primary first) of a named mode, see ``MODES``; ValueError where they cannot act."""
+    """
+    CGRL coefficients by domain (primary first) of a named mode, see ``MODES``.
+
+    Raises:
+        ValueError: for an unknown mode.
+        DataError: for one of several domains, where there is the primary alone.
+    """
     if mode not in MODES:
         raise ValueError(f"mode '{mode}' is unknown; use one of {', '.join(MODES)}")
     pair = MODES[mode]
     if pair is None:
         return [0.0] * num_domains
     if num_domains < 2:
-        raise ValueError(
-            f"mode '{mode}' aligns auxiliary domains, but there is only the primary one. "
-            "Name some with --auxiliary, or train with --mode single"
-        )
+        hint = "Train with --mode single, or name others with --auxiliary"
+        raise DataError("mode", f"'{mode}' learns from auxiliary domains too, and there is the primary alone", hint)
     return [pair[0]] + [pair[1]] * (num_domains - 1)
 
 

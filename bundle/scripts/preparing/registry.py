@@ -65,7 +65,7 @@ def choose_dataset(datasets: Mapping[str, dict], name: str | None) -> dict:
     """
     if name in datasets:
         return datasets[name]
-    close = difflib.get_close_matches(str(name), datasets, n=1)
+    close = difflib.get_close_matches(name or "", datasets, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     what = "no data set is chosen" if name is None else f"data set '{name}' is not known"
     own = f"Describe your own in own_datasets, as in {Path('configs', 'datasets.json')}."

@@ -9,11 +9,13 @@ import numpy as np
 import openslide
 from PIL import Image
 from scripts.data.pixel_size import number, square_mpp
+from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import is_store
 from scripts.slides.slide import Slide
 from scripts.slides.tiff_slide import TiffSlide
 from scripts.slides.zarr_slide import ZarrSlide
+from scripts.wording import command
 
 __all__ = ["open_slide"]
 
@@ -34,6 +36,8 @@ def open_slide(path: str | os.PathLike) -> Slide:
     if not path.is_file():
         raise DataError(path, "there is no such slide", "Check --slide")
     hint = "Convert it to a tiled pyramidal TIFF, e.g. with `vips tiffsave IN OUT --tile --pyramid --compression jpeg`"
+    if file_suffix(path) in IMAGE_SUFFIXES:
+        hint += f", or segment it as an image by {command('inferring')}"
     try:
         vendor = openslide.OpenSlide.detect_format(path)
         return _OpenSlide(path) if vendor not in (None, "generic-tiff") else TiffSlide(path)
