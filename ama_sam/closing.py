@@ -62,4 +62,5 @@ def _prepared(folder: Path, name: str) -> list[str]:
     if not sheets[0].is_file():  # a set of several domains
         sheets = sorted(folder.glob(f"{name}_*/contact_sheet.png"))
     lines = [f"Look at {sheet}: are the outlines on the nuclei?" for sheet in sheets]
-    return [*lines, f"To train on it: ama-sam train {folder} --primary {sheets[0].parent.name}"] if lines else []
+    alone = " --mode single" if len(list(folder.glob("*/split.json"))) == 1 else ""  # no other domain beside it yet
+    return [*lines, f"To train on it: ama-sam train {folder} --primary {sheets[0].parent.name}{alone}"] if lines else []

@@ -329,3 +329,14 @@ sys.exit(main())
     assert done.returncode != 0 and not (tmp_path / "out").exists()
     told = [line for line in done.stderr.splitlines() if line]
     assert told == ["Interrupted: what was finished is kept.", "The same command begins again."]
+
+
+def test_a_set_prepared_alone_is_trained_on_alone(tmp_path):
+    from ama_sam.closing import closing_lines
+
+    for name, ending in (("mine", "--primary mine --mode single"), ("theirs", "--primary theirs")):
+        (tmp_path / name).mkdir()
+        for file in ("split.json", "contact_sheet.png"):
+            (tmp_path / name / file).touch()
+        told = closing_lines("preparing", {"output_dir": str(tmp_path), "name": name})
+        assert f"To train on it: ama-sam train {tmp_path} {ending}" in told

@@ -16,7 +16,7 @@ from scripts.data.tiff_files import main_picture, stored_values, upright
 from scripts.errors import DataError
 from scripts.files import is_store
 
-__all__ = ["IMAGE_SUFFIXES", "Stored", "decode", "file_suffix"]
+__all__ = ["IMAGE_SUFFIXES", "PIL_SUFFIXES", "Stored", "decode", "file_suffix"]
 
 PIL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 TIFF_SUFFIXES = (".tif", ".tiff")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import openslide
 from PIL import Image
+from scripts.data.decoding import PIL_SUFFIXES, file_suffix
 from scripts.data.pixel_size import number, square_mpp
-from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import is_store
 from scripts.slides.slide import Slide
@@ -36,7 +36,7 @@ def open_slide(path: str | os.PathLike) -> Slide:
     if not path.is_file():
         raise DataError(path, "there is no such slide", "Check --slide")
     hint = "Convert it to a tiled pyramidal TIFF, e.g. with `vips tiffsave IN OUT --tile --pyramid --compression jpeg`"
-    if file_suffix(path) in IMAGE_SUFFIXES:
+    if file_suffix(path) in PIL_SUFFIXES:
         hint += f", or segment it as an image by {command('inferring')}"
     try:
         vendor = openslide.OpenSlide.detect_format(path)

@@ -129,6 +129,7 @@ class ClosingLines:
         if "val_dice" in provenance:
             images = counted(self.images, "validation image")
             judged = f"Dice {provenance['val_dice']:.3f} of the mask on {images} of {self.domain_name}"
-        print(f"Trained {engine.state.iteration} steps from {begun}; kept: epoch {provenance.get('epoch')}, {judged}.")
+        steps = counted(engine.state.iteration, "step")
+        print(f"Trained {steps} from {begun}; kept: epoch {provenance.get('epoch')}, {judged}.")
         look = f"Look at {self.overlay} (found nuclei yellow, reference cyan); " if self.overlay.is_file() else ""
         print(f"{look}weights: {self.kept_model}")
