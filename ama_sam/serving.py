@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from ama_sam.places import HOME
 
 __all__ = ["ABOUT", "serve"]
 
+APP = HOME / "apps" / "ama_sam"
 ABOUT = "serve MONAI Label and QuPath, and learn from what is corrected"
 
 
@@ -31,13 +32,31 @@ def serve(arguments: Sequence[str]) -> int:
     if find_spec("monailabel") is None:
         print("Error: MONAI Label is not installed. docs/monailabel.md has its two commands", file=sys.stderr)
         return 1
+    if given.c and (problem := _problem(dict(given.c))):
+        print(f"Error: {problem}", file=sys.stderr)
+        return 1
     settings = {"model_dir": os.path.join(os.getcwd(), "output", "label_server"), **dict(given.c)}
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "-a", str(HOME / "apps" / "ama_sam")]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "-a", str(APP)]
     command += ["-s", str(Path(given.studies).absolute()), "-i", given.host, "-p", str(given.port)]
     command += [word for name, value in settings.items() for word in ("-c", name, value)]
     where = f"http://{given.host}:{given.port}"
-    print(f"Serving {given.studies} at {where}; models in {settings['model_dir']}. Ctrl-C ends it.")
+    new = "" if os.path.exists(given.studies) else " (a new folder)"
+    print(f"Serving {given.studies}{new} at {where}; models in {settings['model_dir']}. Ctrl-C ends it.")
     try:
         return subprocess.run(command).returncode  # nosec B603 # no shell; its words are the user's own
     except KeyboardInterrupt:
         return 0
+
+
+def _problem(settings: dict[str, str]) -> str:
+    """What the app would refuse its settings for when it starts, with a server's traceback."""
+    from scripts.errors import DataError
+
+    spec = spec_from_file_location("ama_sam_app_settings", APP / "lib" / "app_settings.py")
+    app_settings = module_from_spec(spec)
+    spec.loader.exec_module(app_settings)
+    try:
+        app_settings.check_settings(settings)
+    except DataError as error:
+        return str(error)
+    return ""

@@ -256,6 +256,16 @@ def test_serving_without_monai_label_is_one_sentence(monkeypatch, capsys):
     )
 
 
+def test_a_setting_of_the_server_that_is_wrong_is_one_sentence(monkeypatch, capsys):
+    from ama_sam import serving
+    from ama_sam.cli import main
+
+    monkeypatch.setattr(serving, "find_spec", lambda name: object())
+    monkeypatch.setattr(serving.subprocess, "run", lambda command: pytest.fail("it starts"))
+    assert main(["serve", "studies", "-c", "modle_dir", "x"]) == 1
+    assert capsys.readouterr().err.startswith("Error: modle_dir: there is no such setting (did you mean 'model_dir'?)")
+
+
 def test_serve_starts_the_app_of_this_package(monkeypatch, tmp_path):
     """The server itself is tested in tests/apps; here, that it is told which app, folder and address."""
     from ama_sam import serving
