@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from monai.bundle import ConfigParser
-from scripts.executed_config import executed_config, executing_parser, set_value
+import json
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+from scripts.executed_config import executed_config, executing_parser, executing_verb, set_value
 
 CONFIG = {
     "width": 1,
@@ -46,3 +48,18 @@ def test_a_config_run_by_a_config_finds_itself():
 
     ConfigParser({"name": "outer", "x": "$f()"}, globals={"f": run_inner}).get_parsed_content("x")
     assert found == ["outer", "inner"]
+
+
+def test_what_will_be_run_is_known_while_a_workflow_is_initialised(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "initialize": ["$f()"], "other": "$f()"}))
+    found = []
+
+    def look():
+        found.append(executing_verb())
+        ConfigParser({"x": "$f()"}, globals={"f": lambda: found.append(executing_verb())}).get_parsed_content("x")
+
+    workflow = ConfigWorkflow(str(tmp_path / "config.json"), logging_file=False, meta_file=None, run_id="area")
+    workflow.parser.globals["f"] = look
+    workflow.initialize()
+    look()
+    assert found == ["area", None, None, None]

@@ -203,6 +203,8 @@ COMMANDS = [
     ("segmenting_slide", "wsi", ["--cluster", "2/2"], "cluster"),
     ("segmenting_slide", "wsi", ["--shard", "0/2"], "--cluster"),
     ("packing", "share", ["--name", "../x"], "name"),
+    ("trainig", "train", [], "trainig: there is no such verb (did you mean 'training'?). This config has caching, "),
+    ("inferring", "train", [], "inferring: there is no such verb"),
 ]
 
 

@@ -1,5 +1,5 @@
 """
-The one place that reaches into MONAI: the parser that executes a config.
+The one place that reaches into MONAI: the parser that executes a config, and the workflow that has it do so.
 
 MONAI hands an expression or a component the values it refers to, never the config itself, and tells nobody which
 workflow is running. What has to see all keys (to refuse misspelt ones, to write down what was run) therefore finds the
@@ -9,28 +9,40 @@ parser on the call stack. ``tests/test_executed_config.py`` holds MONAI to it.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, TypeVar
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
-__all__ = ["executed_config", "executing_parser", "set_value"]
+__all__ = ["executed_config", "executing_parser", "executing_verb", "set_value"]
+
+_Owner = TypeVar("_Owner")
 
 
 def executing_parser() -> ConfigParser | None:
     """The parser whose config the caller is a component or expression of; None outside of a config."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        parser = frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return parser
-        frame = frame.f_back
-    return None
+    return _on_the_stack(ConfigParser)
+
+
+def executing_verb() -> str | None:
+    """The key of the config that is run once it is initialised; None outside of a workflow."""
+    workflow = _on_the_stack(ConfigWorkflow)
+    return workflow.run_id if workflow is not None and workflow.parser is executing_parser() else None
 
 
 def executed_config() -> dict | None:
     """The configuration that is being executed, with overrides and macros resolved; None outside of a config."""
     parser = executing_parser()
     return None if parser is None else parser.get()
+
+
+def _on_the_stack(kind: type[_Owner]) -> _Owner | None:
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, kind):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def set_value(parser: ConfigParser, key: str, value: Any) -> None:

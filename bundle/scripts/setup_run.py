@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from scripts.ending import end_clearly
 from scripts.errors import DataError
-from scripts.executed_config import executed_config, executing_parser, set_value
+from scripts.executed_config import executed_config, executing_parser, executing_verb, set_value
 from scripts.files import read_json, write_json
 from scripts.judging import judge, nearest
 from scripts.memory import keep_freed_memory
@@ -33,9 +33,9 @@ _REFERENCE = re.compile(r"@([\w:#]+)")
 
 def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     """
-    First step of every verb: refuse unknown config keys and settings out of range (see :mod:`scripts.settings`), read
-    what arrives as text from the command line, make paths absolute, fix random seeds, keep freed memory, end errors
-    with their cause.
+    First step of every verb: refuse an unknown verb, unknown config keys and settings out of range (see
+    :mod:`scripts.settings`), read what arrives as text from the command line, make paths absolute, fix random seeds,
+    keep freed memory, end errors with their cause.
 
     Args:
         seed: seeds Python, NumPy and PyTorch.
@@ -43,7 +43,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
 
     Raises:
         DataError: a key given on the command line or in an overlay is used by nothing, e.g. because it is misspelt;
-            or a setting is not what it may be.
+            or a setting is not what it may be; or the config has no such verb.
     """
     again = "begins again" if Path(defaults).stem in BEGIN_AGAIN else "goes on where it ended"
     end_clearly(f"The same command {again}.")
@@ -51,6 +51,7 @@ def setup_run(seed: int, defaults: str | os.PathLike) -> None:
     keep_freed_memory()
     parser = executing_parser()
     if parser is not None:
+        _refuse_unknown_verb(parser)
         known = _with_earlier(parser.get(), Path(defaults))
         _refuse_unknown_keys(parser.get(), known)
         _judge(parser, Path(defaults).stem)
@@ -175,6 +176,16 @@ def _refuse_unknown_keys(config: dict, defaults: dict) -> None:
     hints = ", ".join(f"'{key}'{nearest(key, known)}" for key in unknown)
     settings = sorted(key for key in defaults if not isinstance(defaults[key], (dict, list)))
     raise DataError(f"unknown config key {hints}", "nothing uses it", f"Settings are {', '.join(settings)}")
+
+
+def _refuse_unknown_verb(parser: ConfigParser) -> None:
+    verb, config = executing_verb(), parser.get()
+    if verb is None or verb in parser:
+        return
+    settings = {key for table in SETTINGS.values() for key in table}
+    lists = {key for key, value in config.items() if isinstance(value, list)}
+    verbs = sorted(lists - settings - {"imports", "initialize", "finalize", "handlers", "variants"})
+    raise DataError(verb, f"there is no such verb{nearest(verb, verbs)}", f"This config has {', '.join(verbs)}")
 
 
 def _strings(config: Any) -> Iterator[str]:
