@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.networks.layers import gaussian_1d
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 from skimage.color import hed_from_rgb, rgb_from_hed
@@ -73,10 +73,10 @@ class RandStaind(RandomizableTransform, MapTransform):
         return item
 
     def _restain(self, image: torch.Tensor) -> torch.Tensor:
-        # a plain tensor: arithmetic on a MetaTensor costs more than the arithmetic
-        density = ((convert_to_tensor(image).float().flatten(1) + 1) / 256).log_().neg_()
+        # a plain tensor: arithmetic on a MetaTensor costs more than the arithmetic. Log-intensity is minus the density
+        light = (convert_to_tensor(image).float().flatten(1) + 1).div_(256).log_()
         matrix, offset = (torch.as_tensor(x, dtype=torch.float32) for x in (self._matrix.T, self._offset))
-        changed = torch.addmm(offset[:, None], matrix, density).neg_().exp_().mul_(256).sub_(1).clamp_(0, 255)
+        changed = torch.addmm(-offset[:, None], matrix, light).exp_().mul_(256).sub_(1).clamp_(0, 255)
         return _like(changed.reshape(image.shape), image)
 
 
@@ -113,10 +113,11 @@ class RandBlurd(RandomizableTransform, MapTransform):
         item = dict(data)
         self.randomize()
         if self._do_transform:
-            kernel = gaussian_1d(torch.tensor(self._sigma), truncated=3.0, normalize=True)
+            weights = gaussian_1d(torch.tensor(self._sigma), truncated=3.0, normalize=True).tolist()
+            reach = len(weights) // 2
             for key in self.keys:
-                blurred = separable_filtering(convert_to_tensor(item[key])[None], [kernel, kernel], mode="reflect")[0]
-                item[key] = _like(blurred, item[key])
+                image = torch.nn.functional.pad(convert_to_tensor(item[key])[None], (reach,) * 4, mode="reflect")[0]
+                item[key] = _like(_weighted_sum(_weighted_sum(image, weights, 1), weights, 2), item[key])
         return item
 
 
@@ -196,28 +197,50 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         height, width = item[self.keys[0]].shape[1:]
         self.randomize((height, width))
         shrinks = np.sqrt(abs(np.linalg.det(self._matrix))) > SHRINKS
+        grids = {1: self._grids(height, width, 1)}
+        if shrinks:
+            grids[2] = self._grids(height, width, 2)
         for key, mode in zip(self.keys, self.mode, strict=True):
             source = convert_to_tensor(item[key])
-            parts = 2 if shrinks and mode == "bilinear" else 1
-            crop = torch.nn.functional.grid_sample(
-                source[None].float(),  # exact for ids below 2**24
-                self._grid(height, width, parts),
-                mode=mode,
-                padding_mode="reflection",
-                align_corners=False,
-            )
-            crop = torch.nn.functional.avg_pool2d(crop, parts)[0]
+            pixels = source[None].float()  # exact for ids below 2**24
+            samples = [
+                torch.nn.functional.grid_sample(pixels, grid, mode, padding_mode="reflection", align_corners=False)[0]
+                for grid in grids[2 if shrinks and mode == "bilinear" else 1]
+            ]
+            crop = samples[0] if len(samples) == 1 else sum(samples).div_(len(samples))
             item[key] = _like(crop.to(source.dtype), item[key])
         return item
 
-    def _grid(self, height: int, width: int, parts: int) -> torch.Tensor:
-        """Where the crop's pixels lie, each divided into ``parts`` x ``parts``, as ``grid_sample`` wants it."""
+    def _grids(self, height: int, width: int, parts: int) -> list[torch.Tensor]:
+        """
+        Where the crop's pixels lie, as ``grid_sample`` wants it: a grid for each of the ``parts`` x ``parts`` that a
+        pixel is divided into.
+        """
         rows, columns = ((torch.arange(parts * side) + 0.5) / parts - side / 2 for side in self._size)
-        (a, b), (c, d) = self._matrix.tolist()
-        y = a * rows[:, None] + b * columns + float(self._centre[0])
-        x = c * rows[:, None] + d * columns + float(self._centre[1])
-        # (x, y) with -1 and 1 at the outer edges of the outer pixels
-        return torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)[None]
+        matrix, centre = self._matrix.tolist(), self._centre.tolist()
+        grids = []
+        for row in range(parts):
+            for column in range(parts):
+                grid = torch.empty(1, *self._size, 2)
+                for axis, side in enumerate((height, width)):
+                    down, across = matrix[axis]
+                    place = down * rows[row::parts, None] + across * columns[column::parts]
+                    # (x, y) with -1 and 1 at the outer edges of the outer pixels
+                    grid[..., 1 - axis] = place.add_(centre[axis]).mul_(2).add_(1).div_(side).sub_(1)
+                grids.append(grid)
+        return grids
+
+
+def _weighted_sum(image: torch.Tensor, weights: list[float], axis: int) -> torch.Tensor:
+    """
+    Correlation along an axis, where all weights find a pixel. Convolutions of PyTorch take several times as long for so
+    few channels.
+    """
+    length = image.shape[axis] - len(weights) + 1
+    total = image.narrow(axis, 0, length) * weights[0]
+    for start, weight in enumerate(weights[1:], start=1):
+        total.add_(image.narrow(axis, start, length), alpha=weight)
+    return total
 
 
 def _like(result: torch.Tensor, source: object) -> torch.Tensor:
