@@ -123,17 +123,17 @@ def _contact(label: np.ndarray) -> np.ndarray:
 
 def _places(label: np.ndarray) -> list[np.ndarray]:
     """Where a pixel lies in its nucleus, across and down: 0 at one end, .5 at the centre of mass, 1 at the other."""
-    pixels = np.nonzero(label > 0)  # of nuclei alone: most of an image is none
-    ids, index = np.unique(label[pixels], return_inverse=True)
-    area = np.bincount(index)
+    pixels = np.flatnonzero(label > 0)  # of nuclei alone: most of an image is none
+    ids = label.ravel()[pixels]
+    area = np.maximum(np.bincount(ids), 1)
     places = []
-    for position in reversed(pixels):
-        offset = position - (np.bincount(index, position) / area)[index]
-        before, behind = np.zeros((2, len(ids)))
-        np.maximum.at(before, index, -offset)
-        np.maximum.at(behind, index, offset)
-        extent = np.where(offset > 0, behind[index], before[index])
+    for position in (pixels % label.shape[1], pixels // label.shape[1]):
+        offset = position - (np.bincount(ids, position) / area)[ids]
+        before, behind = np.zeros((2, len(area)))
+        np.maximum.at(before, ids, -offset)
+        np.maximum.at(behind, ids, offset)
+        extent = np.where(offset > 0, behind[ids], before[ids])
         place = np.full(label.shape, 0.5, np.float32)
-        place[pixels] = 0.5 + 0.5 * offset / np.maximum(extent, 1e-6)
+        place.ravel()[pixels] = 0.5 + 0.5 * offset / np.maximum(extent, 1e-6)
         places.append(place)
     return places
