@@ -7,10 +7,12 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, PersistentDataset
-from monai.transforms import Compose
+from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.transforms import Compose, RandGaussianNoised
 from PIL import Image
 from scipy import ndimage
 from scripts.data.augment import RandBlurd, RandCropAffined, RandStaind
+from scripts.data.encoding import DrawVariant
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import SplitTargetsd, ToTargetMppd
 from skimage.color import hed2rgb, rgb2hed
@@ -163,6 +165,15 @@ def test_blur_is_gaussian_without_a_dark_frame():
         RandBlurd(sigma=(2, 1))
 
 
+@pytest.mark.parametrize("sigma", [0.3, 0.7, 1.2])
+def test_blur_is_that_of_convolutions(sigma):
+    image = make_item()["image"].as_tensor()
+    kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True)
+    expected = separable_filtering(image[None], [kernel, kernel], mode="reflect")[0]
+    blurred = RandBlurd(prob=1.0, sigma=(sigma, sigma))({"image": image})["image"]
+    torch.testing.assert_close(blurred, expected, atol=1e-3, rtol=0)
+
+
 # the whole pipeline -------------------------------------------------------------------------------------------------
 
 PIPELINE = {
@@ -191,6 +202,29 @@ PIPELINE = {
 
 def pipeline() -> Compose:
     return ConfigParser({"pipeline": PIPELINE}).get_parsed_content("pipeline")
+
+
+# what 0.10.0 made of these windows: colours of two pixels, and pixels of either nucleus
+STORED = {
+    1: ((256, 256), (93.908, 149.751, 67.066), (79.964, 144.602, 166.182), 2000, 6000),  # copied, stain, noise
+    12: ((192, 224), (134.671, 61.996, 148.908), (184.109, 77.426, 68.573), 822, 2979),  # shrunk, stain, blur
+    29: ((256, 256), (40.525, 122.998, 116.092), (54.573, 151.5, 119.092), 657, 5154),  # turned, stain, blur
+}
+
+
+@pytest.mark.parametrize("window", STORED)
+def test_windows_that_users_have_stored_would_be_made_alike(window):
+    noise = RandGaussianNoised("image", prob=0.2, std=6.0)
+    steps = [RandCropAffined(crop_size=256, smallest=128), RandStaind(), RandBlurd(), noise]
+    item = make_item(300, 280, content="same", window=window)
+    item["label"][:] = 0
+    item["label"][0, 40:90, 30:70], item["label"][0, 160:235, 180:260] = 1, 5
+    made = DrawVariant(Compose(steps))(item)
+    size, one, other, first, second = STORED[window]
+    assert made["image"].shape[1:] == size
+    np.testing.assert_allclose(made["image"][:, 50, 60], one, atol=0.01)
+    np.testing.assert_allclose(made["image"][:, 100, 31], other, atol=0.01)
+    assert [int((made["label"] == number).sum()) for number in (1, 5)] == [first, second]
 
 
 def test_pipeline_from_json_is_reproducible():

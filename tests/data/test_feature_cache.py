@@ -119,6 +119,17 @@ def test_an_encoder_that_is_trained_cannot_be_cached():
         EncodeFeatures(PoolingEncoder(trained=True))
 
 
+@pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf")])
+def test_features_that_half_precision_cannot_hold_are_refused(value):
+    encoder = PoolingEncoder()
+    item = {"image": torch.full((3, 64, 64), 255.0), "target": torch.zeros(1, 64, 64)}
+    encoder.weight.data.fill_(65504 / 255)  # all as large as can be
+    assert EncodeFeatures(encoder)(item)["features"][0].max() == 65504
+    encoder.begin = lambda image: [torch.tensor([[[[1.0, value, -value, 1.0]]]])]
+    with pytest.raises(ValueError, match="half precision: use --cache off"):
+        EncodeFeatures(encoder)(item)
+
+
 # --- what is stored
 
 
