@@ -5,8 +5,9 @@ Filling the feature cache against the frozen encoder alone, on the same windows:
 
 Training images of `bundle/sample` unless others are named, 8 windows each, read, augmented, encoded and written as a
 training does, with train.json as it is; the weights are random, which cost the same. In turns: the encoder
-on the augmented windows, held in memory; and the cache, in a new folder each time. Prints median seconds a window of
-both, by the clock and of CPU, the ratios, and CPU seconds of each step, were an image read for each of its windows.
+on the augmented windows, held in memory, one by one and in the cache's batches; and the cache, in a new folder each
+time. Prints median seconds a window of each, by the clock and of CPU, the encoder's shares of the cache's, and CPU
+seconds of each step, were an image read and a window encoded for itself.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         filling = _Filling(Path(folder), args)
         cpu: dict[str, list[float]] = defaultdict(list)
-        steps = {"encoder": filling.encode, "cache": filling.fill}
+        steps = {"encoder": filling.encode, "batches": filling.encode_batches, "cache": filling.fill}
         timed = {name: functools.partial(_timed, step, cpu[name]) for name, step in steps.items()}
         seconds = in_turns(timed, args.repeat, warm_up=1)
     count = len(filling.images)
-    print(f"{count} windows, {args.backbone}{'encoder s':>20}{'cache s':>10}{'rate':>8}")
-    for name, both in (("by the clock", seconds), ("CPU", {key: values[1:] for key, values in cpu.items()})):
-        encoder, cache = (statistics.median(both[key]) / count for key in ("encoder", "cache"))
-        print(f"{name:24}{encoder:12.3f}{cache:10.3f}{ratio(both['encoder'], both['cache']):8.0%}")
+    print(
+        f"{count} windows, {args.backbone}{'encoder s':>20}{'batches s':>12}{'cache s':>10}{'rate':>8}{'of batches':>12}"
+    )
+    for name, each in (("by the clock", seconds), ("CPU", {key: values[1:] for key, values in cpu.items()})):
+        encoder, batches, cache = (statistics.median(each[key]) / count for key in steps)
+        alone, together = (ratio(each[key], each["cache"]) for key in ("encoder", "batches"))
+        print(f"{name:24}{encoder:12.3f}{batches:12.3f}{cache:10.3f}{alone:8.0%}{together:12.0%}")
     print(f"\n{'step':34}{'CPU s a window':>16}")
     for step, passed in filling.steps.items():
         print(f"{step:34}{passed / count:16.4f}")
@@ -80,6 +84,15 @@ class _Filling:
         with torch.no_grad():
             for image in self.images:
                 self.encoder.begin(image[None])
+
+    def encode_batches(self) -> None:
+        from scripts.data.feature_cache import TOGETHER
+
+        with torch.no_grad():
+            for at in range(0, len(self.images), TOGETHER):
+                some = self.images[at : at + TOGETHER]
+                for size in {image.shape for image in some}:
+                    self.encoder.begin(torch.stack([image for image in some if image.shape == size]))
 
     def fill(self) -> None:
         self._dataset().fill()

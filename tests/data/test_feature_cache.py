@@ -42,10 +42,10 @@ class PoolingEncoder(nn.Module):
     def __init__(self, trained: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1), requires_grad=trained)
-        self.calls = 0
+        self.calls = self.batches = 0
 
     def begin(self, image: torch.Tensor) -> list[torch.Tensor]:
-        self.calls += 1
+        self.calls, self.batches = self.calls + len(image), self.batches + 1
         return [nn.functional.avg_pool2d(image, s) * self.weight for s in self.strides]
 
 
@@ -119,6 +119,22 @@ def test_an_encoder_that_is_trained_cannot_be_cached():
         EncodeFeatures(PoolingEncoder(trained=True))
 
 
+def test_windows_encoded_together_are_those_encoded_alone():
+    encode = EncodeFeatures(build_encoder("vit_test"))
+    sizes = [(64, 64), (64, 96), (64, 64), (96, 64), (64, 64)]
+    items = [
+        {"image": torch.rand(3, *size) * 255, "target": torch.rand(2, *size), "domain": i}
+        for i, size in enumerate(sizes)
+    ]
+    together = encode.together(items)
+    for one, item in zip(together, items, strict=True):
+        alone = encode(item)
+        assert one["domain"] == item["domain"] and torch.equal(one["image"], alone["image"])
+        for feature, expected in zip(one["features"], alone["features"], strict=True):
+            assert feature.is_contiguous() and feature.untyped_storage().nbytes() == 2 * feature.numel(), "its own file"
+            torch.testing.assert_close(feature, expected, atol=0.002, rtol=0.001)  # a unit in the last place
+
+
 @pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf")])
 def test_features_that_half_precision_cannot_hold_are_refused(value):
     encoder = PoolingEncoder()
@@ -140,7 +156,7 @@ def test_filling_computes_each_window_once_and_training_never_again(tmp_path, ca
     )
     assert len(dataset.missing()) == 6
     dataset.fill()
-    assert encoder.calls == 6 and not dataset.missing()
+    assert encoder.calls == 6 and encoder.batches == 3 and not dataset.missing()
     for _ in range(5):
         for i in range(len(dataset)):
             dataset[i]

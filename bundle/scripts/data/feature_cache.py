@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tqdm import tqdm
 __all__ = ["FeatureDataset", "cache_usage", "clear_cache", "training_dataset"]
 
 CACHE_MODES = ("on", "off")
+TOGETHER = 4  # windows of an image that are encoded at once: of 512 pixels they need the memory of one tile of 1024
 
 
 def training_dataset(
@@ -222,21 +224,23 @@ class FeatureDataset(PersistentDataset, Randomizable):
         def read(index: int) -> dict:
             return self._read(self._item(index, 0))
 
-        # not what another run has stored by now
-        pairs = (pair for pair in missing if pair[0] not in failed and not self.path(*pair).is_file())
-        windows = pipelined(
-            pairs,
-            lambda pair: self._augmented({**read(pair[0]), "window": pair[1]}),
+        def wanted(pair: tuple[int, int]) -> bool:  # not what another run has stored by now
+            return pair[0] not in failed and not self.path(*pair).is_file()
+
+        encoded = pipelined(
+            filter(None, (list(filter(wanted, batch)) for batch in _batches(missing))),
+            lambda pairs: [self._augmented({**read(index), "window": window}) for index, window in pairs],
             self._encoded,
-            lambda pair, made: self._store(self.path(*pair), made),
+            self._store_all,
         )
-        bar = tqdm(windows, total=len(missing), desc="caching features", unit="window", mininterval=1.0)
-        for (index, _), error in bar:
-            if error is not None:
-                cause = root_cause(error)
-                if not isinstance(cause, DataError):
-                    raise error
-                failed.setdefault(index, cause)
+        with tqdm(total=len(missing), desc="caching features", unit="window", mininterval=1.0) as bar:
+            for pairs, error in encoded:
+                bar.update(len(pairs))
+                if error is not None:
+                    cause = root_cause(error)
+                    if not isinstance(cause, DataError):
+                        raise error
+                    failed.setdefault(pairs[0][0], cause)
         if failed:
             raise all_of(failed.values())
         return self
@@ -274,7 +278,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
                 return torch.load(path, weights_only=True)
             except Exception as error:
                 raise DataError(path, f"the stored features cannot be read ({error})", "Delete the file.") from error
-        stored = self._encoded(self._augmented(self._read(item)))
+        (stored,) = self._encoded([self._augmented(self._read(item))])
         self._store(path, stored)
         return stored
 
@@ -286,9 +290,14 @@ class FeatureDataset(PersistentDataset, Randomizable):
         copied = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in read.items()}
         return self.transform(copied, start=self._drawn_at, end=self._encoder_at, threading=True)
 
-    def _encoded(self, augmented: dict) -> dict:
-        made = self.transform(augmented, start=self._encoder_at, end=self._first_random, threading=True)
-        return convert_to_tensor({key: made[key] for key in ("image", "target", "features")})
+    def _encoded(self, augmented: list[dict]) -> list[dict]:
+        made = self._encode.together(augmented)
+        made = self.transform(made, start=self._encoder_at + 1, end=self._first_random, threading=True)
+        return [convert_to_tensor({key: one[key] for key in ("image", "target", "features")}) for one in made]
+
+    def _store_all(self, pairs: list[tuple[int, int]], stored: list[dict]) -> None:
+        for pair, window in zip(pairs, stored, strict=True):
+            self._store(self.path(*pair), window)
 
     def _store(self, path: Path, stored: dict) -> None:
         try:
@@ -296,3 +305,11 @@ class FeatureDataset(PersistentDataset, Randomizable):
                 torch.save(stored, partial)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise DataError(path, f"cannot be written ({error})", "Free space, or set cache_dir elsewhere.") from error
+
+
+def _batches(pairs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """(item, window) in groups of one item, which have most of their work in common."""
+    for _, of_item in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        windows = list(of_item)
+        for start in range(0, len(windows), TOGETHER):
+            yield windows[start : start + TOGETHER]
