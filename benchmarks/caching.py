@@ -43,9 +43,8 @@ def main() -> None:
         timed = {name: functools.partial(_timed, step, cpu[name]) for name, step in steps.items()}
         seconds = in_turns(timed, args.repeat, warm_up=1)
     count = len(filling.images)
-    print(
-        f"{count} windows, {args.backbone}{'encoder s':>20}{'batches s':>12}{'cache s':>10}{'rate':>8}{'of batches':>12}"
-    )
+    heads = f"{'encoder s':>20}{'batches s':>12}{'cache s':>10}{'rate':>8}{'of batches':>12}"
+    print(f"{count} windows, {args.backbone}{heads}")
     for name, each in (("by the clock", seconds), ("CPU", {key: values[1:] for key, values in cpu.items()})):
         encoder, batches, cache = (statistics.median(each[key]) / count for key in steps)
         alone, together = (ratio(each[key], each["cache"]) for key in ("encoder", "batches"))
