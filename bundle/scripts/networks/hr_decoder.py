@@ -41,6 +41,15 @@ def _conv_block(in_channels: int, out_channels: int, convolutions: int = 1, stri
     return nn.Sequential(*layers)
 
 
+def _pixel_shuffle(x: torch.Tensor, square: int) -> torch.Tensor:
+    """PyTorch's, in half the time on a CPU where channels come last; exports keep the one operator."""
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return F.pixel_shuffle(x, square)
+    b, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(b, h, w, c // square**2, square, square)
+    return pixels.permute(0, 3, 1, 4, 2, 5).reshape(b, c // square**2, h * square, w * square)
+
+
 class _Level(nn.Module):
     """Upsamples by a learned factor of two, then fuses what is known at the new resolution."""
 
@@ -140,7 +149,7 @@ class HRDecoder(Decoder):
             adapted.append(adapter(features[i].contiguous(memory_format=torch.channels_last)))
         fine: list[list[torch.Tensor]] = []
         if self.finest < 4:
-            x = F.pixel_unshuffle(image / 127.5 - 1.0, self.square).contiguous(memory_format=torch.channels_last)
+            x = F.pixel_unshuffle((image / 127.5).sub_(1.0), self.square).contiguous(memory_format=torch.channels_last)
             for stem in self.stem:
                 x = stem(x)
                 fine.insert(0, [x])
@@ -156,7 +165,7 @@ class HRDecoder(Decoder):
             x = level(x, skips[i])
             trunk.append(x)
         logits = self.head(x)
-        logits = F.pixel_shuffle(logits, self.square) if self.finest < 4 else interpolate(logits, image)
+        logits = _pixel_shuffle(logits, self.square) if self.finest < 4 else interpolate(logits, image)
         return logits, trunk[self.aligned_level]
 
     def _at(self, adapted: list[torch.Tensor], stride: int) -> list[torch.Tensor]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,9 @@ def to_windows(x: Tensor, filling: Tensor, size: int) -> Tensor:
 
     Where ``size`` does not divide H or W, the grid is first extended right and down with the token ``filling`` (C,).
     """
+    if not torch.jit.is_scripting():
+        if _by_places(x):
+            return _gathered_windows(x, filling, size)
     b, h, w, c = x.shape
     down, right = (size - h % size) % size, (size - w % size) % size
     if down + right > 0:
@@ -33,9 +37,47 @@ def to_windows(x: Tensor, filling: Tensor, size: int) -> Tensor:
 
 def from_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
     """Joins windows (B * windows, size * size, C) to (B, height, width, C), dropping what was filled."""
+    if not torch.jit.is_scripting():
+        if _by_places(x):
+            return _gathered_grid(x, size, height, width)
     rows, columns = (height + size - 1) // size, (width + size - 1) // size
     x = x.reshape(-1, rows, columns, size, size, x.shape[2]).transpose(2, 3)
     return x.reshape(-1, rows * size, columns * size, x.shape[5])[:, :height, :width]
+
+
+@torch.jit.unused
+def _by_places(x: Tensor) -> bool:
+    """Whether tokens are to be copied once, each from its place, instead of filled, cut and copied in turn."""
+    ordinary = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_grad_enabled()
+    return x.device.type == "cpu" and not ordinary
+
+
+@torch.jit.unused
+def _gathered_windows(x: Tensor, filling: Tensor, size: int) -> Tensor:
+    places, filled, _ = _places(x.shape[0], x.shape[1], x.shape[2], size)
+    windows = x.flatten(0, 2).index_select(0, places)
+    windows[filled] = filling
+    return windows.view(-1, size * size, x.shape[3])
+
+
+@torch.jit.unused
+def _gathered_grid(x: Tensor, size: int, height: int, width: int) -> Tensor:
+    windows = -(-height // size) * -(-width // size)
+    back = _places(x.shape[0] // windows, height, width, size)[2]
+    return x.flatten(0, 1).index_select(0, back).view(-1, height, width, x.shape[2])
+
+
+@functools.lru_cache(maxsize=64)
+def _places(b: int, height: int, width: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    For windows of a grid of that size: where in the grid each of their tokens comes from, which of them are filled
+    (their place is 0), and where in the windows each token of the grid has gone.
+    """
+    with torch.inference_mode(False), torch.enable_grad():  # the ordinary functions, on numbers
+        numbers = torch.arange(b * height * width).view(b, height, width, 1)
+        places = to_windows(numbers, torch.tensor([-1]), size).flatten()
+        back = from_windows(torch.arange(len(places)).view(-1, size * size, 1), size, height, width).flatten()
+    return places.clamp(min=0), (places < 0).nonzero()[:, 0], back
 
 
 class ConvNorm(nn.Module):
@@ -89,7 +131,7 @@ class PatchEmbed(nn.Module):
         self.seq = nn.Sequential(ConvNorm(3, half, 3, stride=2), nn.GELU(), ConvNorm(half, channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.seq(x)
+        return self.seq[2](self.seq[0](x, gelu=True))
 
 
 class MBConv(nn.Module):
