@@ -17,7 +17,7 @@ from scripts.networks.sam_encoders import (
     load_backbone,
     sam_modeling,
 )
-from scripts.networks.tiny_vit import ConvNorm, WindowAttention
+from scripts.networks.tiny_vit import ConvNorm, WindowAttention, from_windows, to_windows
 from scripts.networks.weights import load_encoder
 from skimage.measure import regionprops
 from torch import nn
@@ -112,6 +112,21 @@ def test_conv_norm_is_convolution_then_batch_norm():
     layer = randomised(ConvNorm(4, 6, 3, stride=2)).eval()
     x = torch.randn(2, 4, 9, 8)
     torch.testing.assert_close(layer(x), layer.bn(layer.c(x)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 4, 7])
+@pytest.mark.parametrize("shape", [(1, 8, 8, 5), (2, 12, 7, 3), (3, 5, 14, 4)])
+def test_windows_are_cut_and_joined_alike_with_and_without_gradients(shape, size):
+    grid, filling = torch.randn(shape), torch.randn(shape[-1])
+    with torch.enable_grad():  # the ordinary operators, which are exported too
+        windows = to_windows(grid, filling, size)
+        joined = from_windows(windows, size, *shape[1:3])
+    with torch.inference_mode():
+        assert torch.equal(to_windows(grid, filling, size), windows)
+        assert torch.equal(from_windows(windows, size, *shape[1:3]), joined)
+    assert torch.equal(joined, grid)
+    with torch.no_grad():  # after inference mode too
+        assert torch.equal(to_windows(grid, filling, size), windows)
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (6, 3), (5, 4), (2, 2)])

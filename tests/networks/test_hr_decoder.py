@@ -30,6 +30,20 @@ def test_logits_have_the_resolution_of_the_input(size, channels, strides, height
     assert aligned.shape == (1, decoder.aligned_channels, height // 16, width // 16)
 
 
+@pytest.mark.parametrize("size", ["standard", "quarter"])
+def test_exported_logits_are_the_same(size):
+    decoder = HRDecoder((4, 8), (8, 16), size=size, out_channels=3).eval()
+    features, image = _features(2, (4, 8), (8, 16), 64, 96), torch.rand(2, 3, 64, 96) * 255
+    before = image.clone()
+    logits = decoder(features, image)[0]
+    assert torch.equal(image, before)
+    torch.testing.assert_close(torch.jit.script(decoder)(features, image)[0], logits, atol=1e-5, rtol=1e-5)
+    traced = torch.jit.trace(decoder, (features, image), check_trace=False)
+    torch.testing.assert_close(traced(features, image)[0], logits, atol=1e-5, rtol=1e-5)
+    if size == "standard":
+        assert logits.is_contiguous(), "which is what reads them next wants"
+
+
 @pytest.mark.parametrize(
     "strides, stride", [*(((8, 16), s) for s in (4, 8, 16)), *(((16, 32), s) for s in (8, 16, 32))]
 )
