@@ -14,6 +14,7 @@ SHORT = {"max_epochs": 1, "domain_images": 0, "overlay_images": 0}
     "settings",
     [
         {"mode": "single", "crop_size": 80, "alignment_report": True}, {"adapters": "late", "crop_size": 80},
+        {"mode": "single", "crop_size": 272, "window_size": 384},  # larger than images that are made smaller
         {"mode": "single", "crop_size": 96, "window_size": 96, "cache": "off", "alignment_report": True},
     ],
     ids=str,

@@ -138,8 +138,9 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         prob: probability of free rotation and scale.
         scale: least and greatest magnification, drawn log-uniformly.
         mode: ``"bilinear"`` or ``"nearest"`` for each key; ``"nearest"`` keeps ids and the data type.
-        smallest: where the (magnified) image is smaller than ``crop_size``, the sides of the crop shrink with it in
-            steps of 32 pixels, but not below this. By default every crop has ``crop_size``.
+        smallest: where the (magnified) image is smaller than ``crop_size``, the sides of the crop shrink with it to
+            multiples of 32 pixels, which any encoder takes, but not below this. By default every crop has
+            ``crop_size``.
     """
 
     version = 2
@@ -160,7 +161,9 @@ class RandCropAffined(RandomizableTransform, MapTransform):
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be two positive magnifications in order, got {tuple(scale)}.")
         self.crop_size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
-        self.smallest = tuple(side if smallest is None else min(smallest, side) for side in self.crop_size)
+        self.smallest = tuple(
+            side if smallest is None else min(-(-smallest // 32) * 32, side) for side in self.crop_size
+        )
         self.scale = tuple(scale)
         self.mode = tuple(mode)
         self._size = self.crop_size
