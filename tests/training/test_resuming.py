@@ -22,6 +22,7 @@ from scripts.networks.model_file import read_model_file
 from scripts.training.final_report import FinalReport
 from scripts.training.publishing import PublishModel
 from scripts.training.run_names import name_run
+from scripts.training.run_settings import RunSettings
 
 NAME = "synthetic_pink_ama_seed0"
 
@@ -318,6 +319,7 @@ def test_the_newest_run_that_has_a_checkpoint_of_this_set_up_is_resumed(open_tra
 FAILS = """
 import pathlib
 from scripts.training.run_names import name_run
+from scripts.training.run_settings import RunSettings
 folder = pathlib.Path({folder!r})
 for base in ("empty", "used"):
     name_run(folder, base, {{}})
@@ -333,3 +335,18 @@ def test_runs_that_begin_at_once_have_a_folder_each_and_an_empty_one_is_given_ba
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.endswith("failed\n"), done.stderr
     assert [path.name for path in (tmp_path / "ended").iterdir()] == ["used"]
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+def test_steps_of_the_verb_may_change_while_a_run_is_interrupted(bundle_root, version):
+    """MONAI writes the verb's steps where ``run`` names them."""
+    defaults = bundle_root / "configs" / "train.json"
+
+    def settings(version, steps, **given):
+        config = {**read_json(defaults), "training": steps, "run": steps, **given}
+        return RunSettings(defaults, version, config=config)
+
+    earlier = settings("1.0.0", ["$@checked_leakage", "$@train::trainer"]).record()
+    steps = ["$@checked_sides", "$@checked_leakage", {"_target_": "scripts.lock.run_alone"}]
+    assert settings(version, steps).changes(earlier) == []
+    assert settings(version, steps, batch_size=3).changes(earlier) == ["batch_size 8, now 3"]

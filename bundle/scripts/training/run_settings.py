@@ -39,7 +39,7 @@ class RunSettings:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         content = ConfigParser.load_config_file(defaults)
-        steps = [f"{key}::*" for key, value in content.items() if isinstance(value, list)]
+        steps = [f"{key}::*" for key, value in content.items() if isinstance(value, list) or _is_copy(value)]
         settings = [name for key, setting in SETTINGS["train"].items() if setting.free for name in (key, f"{key}::*")]
         self.version, self.free = version, [*free, *settings, *path_keys(content), *steps, "finalize::*"]
         self._defaults = dict(_leaves(content))
@@ -99,6 +99,11 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
+
+
+def _is_copy(value: Any) -> bool:
+    """Of another key, such as ``run`` of a verb's steps: MONAI puts what is there in its place."""
+    return isinstance(value, str) and value.startswith("%")
 
 
 def _shown(value: Any) -> str:
