@@ -103,12 +103,13 @@ def test_shrunk_crops_average_instead_of_skipping_pixels():
     assert np.median(contrasts) < 30, "of 127 that are there"
 
 
-@pytest.mark.parametrize("smallest, side", [(48, 64), (64, 64), (272, 288), (512, 512)])
-def test_crops_of_small_images_have_sides_that_encoders_take(smallest, side):
+@pytest.mark.parametrize("smallest, least", [(48, 64), (64, 64), (272, 288), (512, 512)])
+def test_crops_of_small_images_have_sides_that_encoders_take(smallest, least):
     """A training's crop may be an odd multiple of 16, the window that is encoded for it may not."""
-    crop = RandCropAffined(crop_size=512, smallest=smallest)
+    crop = RandCropAffined(crop_size=512, smallest=smallest).set_random_state(seed=0)
     item = {"image": torch.zeros(3, 40, 70), "label": torch.zeros(1, 40, 70, dtype=torch.int32)}
-    assert {crop(item)[key].shape[1:] for key in item for _ in range(4)} <= {(side, side), (side, 96), (96, side)}
+    sides = {side for _ in range(8) for side in crop(item)["image"].shape[1:]}
+    assert min(sides) == least and not any(side % 32 for side in sides)
 
 
 def test_crop_arguments():
