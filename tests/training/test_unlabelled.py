@@ -20,6 +20,7 @@ from scripts.errors import DataError, root_cause
 from scripts.inference.in_memory import Segmenter
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
+from scripts.training.teacher import check_taught
 from scripts.training.checkpoints import read_checkpoint
 from scripts.training.teacher import Teacher
 

@@ -113,9 +113,17 @@ class Teacher:
         save_label_map(path, found.labels, mpp)  # last: an image that has a label is done
 
 
-def check_taught(teacher: str | None, labelled: Sequence[bool]) -> None:
-    """Before any image is encoded: DataError where the teacher is no model, or every domain has labels."""
+def check_taught(teacher: str | None, labelled: Sequence[bool], mode: str) -> None:
+    """
+    Before any image is encoded: DataError where the teacher is no model, or every domain has labels. Told is where
+    images without labels take part and nothing is learned from them.
+    """
     if teacher is None:
+        if mode == "joint" and not all(labelled):
+            logger.warning(
+                "nothing is learned from the images without labels: mode joint aligns no domain, and no teacher labels "
+                "them. Add --teacher MODEL (configs/no_labels.json has the rest), or --mode ama"
+            )
         return
     model_info(teacher, key="teacher")
     if all(labelled):
