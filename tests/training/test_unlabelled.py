@@ -20,9 +20,8 @@ from scripts.errors import DataError, root_cause
 from scripts.inference.in_memory import Segmenter
 from scripts.networks.model_file import read_model_file
 from scripts.networks.model_info import model_info
-from scripts.training.teacher import check_taught
 from scripts.training.checkpoints import read_checkpoint
-from scripts.training.teacher import Teacher
+from scripts.training.teacher import Teacher, check_taught
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -245,6 +244,14 @@ def test_a_teacher_that_finds_nothing_is_told(open_training, data, teacher, tmp_
             leakage="allow", max_epochs=1,
         ).run()  # fmt: skip
     assert "the teacher found no nucleus in the images without labels" in str(root_cause(error.value))
+
+
+@pytest.mark.parametrize(
+    "mode, labelled, told", [("joint", False, True), ("ama", False, False), ("joint", True, False)]
+)
+def test_images_without_labels_from_which_nothing_is_learned_are_told(mode, labelled, told, caplog):
+    check_taught(None, [True, labelled], mode)
+    assert ("Add --teacher MODEL" in caplog.text) == told
 
 
 @pytest.mark.parametrize(

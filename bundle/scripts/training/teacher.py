@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from scripts.wording import counted
 from tqdm import tqdm
 
 __all__ = ["Teacher", "check_taught"]
+
+logger = logging.getLogger(__name__)
 
 # a nucleus that is doubted teaches more than one that is left out, see docs/experiments.md
 LABELS = {"threshold": 0.4, "min_peak": 0.0}
