@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -55,6 +56,18 @@ def test_places_run_from_side_to_side():
     assert (right[50, 19], right[50, 35], right[50, 51]) == pytest.approx((0, 0.5, 1))
     assert (down[34, 35], down[50, 35], down[66, 35]) == pytest.approx((0, 0.5, 1))
     assert right[0, 0] == down[0, 0] == 0.5
+
+
+def test_memory_goes_by_pixels_not_by_the_highest_id():
+    """A crop of a large map has ids of the whole."""
+    label = discs((20, 20, 12), (70, 70, 12))
+    wanted = make_targets(label, "hv")
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(make_targets(label * 10_000_000, "hv"), wanted)
+        assert tracemalloc.get_traced_memory()[1] < 100 * label.nbytes  # a number for each id would be 4,000
+    finally:
+        tracemalloc.stop()
 
 
 def test_contacts_are_where_nuclei_touch_and_not_where_they_end():

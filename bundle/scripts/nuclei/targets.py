@@ -125,6 +125,8 @@ def _places(label: np.ndarray) -> list[np.ndarray]:
     """Where a pixel lies in its nucleus, across and down: 0 at one end, .5 at the centre of mass, 1 at the other."""
     pixels = np.flatnonzero(label > 0)  # of nuclei alone: most of an image is none
     ids = label.ravel()[pixels]
+    if ids.max(initial=0) > label.size:  # a crop of a large map: the counts below have a place for each id up to it
+        ids = np.unique(ids, return_inverse=True)[1]
     area = np.maximum(np.bincount(ids), 1)
     places = []
     for position in (pixels % label.shape[1], pixels // label.shape[1]):
