@@ -166,7 +166,7 @@ class Experiment:
 
     def _evaluating_settings(self, child: PlannedRun) -> dict:
         _, evaluated = child.domains(self.domains)
-        return {**child.evaluating, "split": self.split, **_named(_all_labelled(evaluated))}
+        return {**child.evaluating, "split": self.split, **_named(evaluated)}
 
     def _open(self, child: PlannedRun, run: Run | None, parent: Run) -> _Opened:
         """Open the child's run, or go on in an unfinished one, and make its verbs ready."""
@@ -180,7 +180,7 @@ class Experiment:
         folder, both = self.output_dir / child.name, {"run_name": child.name, **self.store.place(run)}
         train = {**self._training_settings(child), "domains": training, "run_dir": str(folder), **both}
         paths = {"ckpt_path": str(folder / "model.pt"), "output_dir": str(folder / self.split)}
-        evaluate = {**self._evaluating_settings(child), "domains": _all_labelled(evaluated), **paths, **both}
+        evaluate = {**self._evaluating_settings(child), "domains": evaluated, **paths, **both}
         identity = settings["training"]
         verbs = Child(folder, self.training, self.evaluating, identity, train, evaluate, child.config, self.threads)
         self._progress.started(self.children.index(child) + 1, child.name)
@@ -280,11 +280,6 @@ def _named(domains: Sequence[dict]) -> dict:
     primary, *auxiliary = domain_names(domains)
     without = [domain["name"] for domain in domains if not is_labelled(domain)]
     return {"primary": primary, "auxiliary": auxiliary, **({"unlabelled": without} if without else {})}
-
-
-def _all_labelled(domains: Sequence[dict]) -> list[dict]:
-    """What no training reads measures how good it got."""
-    return [{key: value for key, value in domain.items() if key != "labels"} for domain in domains]
 
 
 @contextmanager

@@ -57,15 +57,16 @@ class PlannedRun:
 
     def domains(self, domains: Sequence[dict]) -> tuple[list[dict], list[dict]]:
         """
-        The domain lists that it is trained and evaluated on.
+        The domain lists that it is trained and evaluated on; labels that no training reads measure how good it got.
 
         Without the domain left out, the first of the others is the primary; the one left out is evaluated alone.
         """
+        evaluated = [{key: value for key, value in domain.items() if key != "labels"} for domain in domains]
         if self.left_out is None:
-            return list(domains), list(domains)
+            return list(domains), evaluated
         others = [domain for domain in domains if domain["name"] != self.left_out]
         roles = ["primary", *["auxiliary"] * (len(others) - 1)]
-        alone = [{**domain, "role": "primary"} for domain in domains if domain["name"] == self.left_out]
+        alone = [{**domain, "role": "primary"} for domain in evaluated if domain["name"] == self.left_out]
         return [{**domain, "role": role} for domain, role in zip(others, roles)], alone
 
 
