@@ -319,6 +319,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         ),
         **_UNLABELLED,
         "init_model": Setting(Path | None, "model to begin with"),
+        "init_share": Setting(ShareBelow1, "of init_model in the weights judged and kept; 0: what was learned"),
         "resume": Setting(Bool, "go on with an interrupted run, exactly", free=True),
         "run_name": Setting(Name, "name of the run, and of its folder in output_dir", free=True),
         "keep": Setting(Literal["best", "last"], "which weights become model.pt"),

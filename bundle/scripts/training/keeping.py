@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError
 from scripts.networks.loading import save_model
+from scripts.training.part_way import PartWay
 
 __all__ = ["EarlyStop", "KeptModel"]
 
@@ -37,6 +39,8 @@ class KeptModel:
         metric: key of ``engine.state.metrics``, higher is better. Without any validation the last epoch is kept.
         start: a validation engine that judges the network as the training finds it, which then counts as the first
             best: with ``keep`` "best" the file holds it until something better is made. Needs validation images.
+        part_way: what is written lies so far from where the network began, see ``PartWay``; give it to the validation
+            engines, too, so that what is judged is what is written.
 
     Raises:
         ValueError: ``keep`` is neither of the two.
@@ -51,11 +55,13 @@ class KeptModel:
         keep: str = "best",
         metric: str = "val_dice",
         start: Engine | None = None,
+        part_way: PartWay | None = None,
     ) -> None:
         if keep not in KEEP:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {keep!r}")
         self.network, self.path, self.provenance, self.keep = network, Path(path), dict(provenance), keep
         self.about, self.metric, self.start = about, metric, start
+        self.part_way = nullcontext() if part_way is None else part_way
         self.start_score: float | None = None
         self.best: float | None = None
         self.best_epoch = 0
@@ -111,7 +117,8 @@ class KeptModel:
             return
         scores = {} if score is None else {self.metric: float(score)}
         provenance = {**self.provenance, "epoch": engine.state.epoch, **scores}
-        save_model(self.path, self.network, provenance, self.about)
+        with self.part_way:
+            save_model(self.path, self.network, provenance, self.about)
 
 
 class EarlyStop:
