@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from scripts.errors import DataError
 from scripts.files import atomic_folder, finished_name, is_store, remove_partial
 
-__all__ = ["LIST", "LOCK", "OwnFiles", "remove_own_folder"]
+__all__ = ["LIST", "LOCK", "OwnFiles", "own_among", "remove_own_folder"]
 
 LIST = ".ama_sam_files"  # in a folder: "+name" for each file there that we wrote, "-name" once we removed it
 LOCK = ".ama_sam.lock"  # in a folder while a process writes there, see ``scripts.lock``
@@ -187,6 +188,32 @@ def remove_own_folder(files: OwnFiles) -> None:
     for path in sorted(files.folder.iterdir(), key=lambda path: path.name == LIST):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     files.folder.rmdir()
+
+
+def own_among(files: Iterable[Path], verb_file: str = "") -> set[Path]:
+    """
+    Those of the files that we wrote, whichever folder is looked at: lists in all folders above them are read, by the
+    paths as given and, where these go through links, by the real ones.
+
+    Args:
+        files: paths, absolute or not.
+        verb_file: only lists with this name count, such as that of the config that one verb writes.
+    """
+
+    @cache
+    def listed(folder: Path) -> set[str]:
+        try:
+            names = set(OwnFiles(folder))
+        except PermissionError:  # another user's, in a folder above that is shared
+            return set()
+        return names if not verb_file or verb_file in names else set()
+
+    def ours(file: Path) -> bool:
+        places = {Path(os.path.abspath(file)), file.resolve()}
+        above = [(path, folder) for path in places for folder in path.parents if listed(folder)]
+        return any(path.relative_to(folder).as_posix() in listed(folder) for path, folder in above)
+
+    return {file for file in files if ours(file)}
 
 
 def _files_in(folder: Path) -> list[Path]:

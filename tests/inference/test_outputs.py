@@ -236,6 +236,25 @@ def test_results_of_earlier_runs_are_no_images(tmp_path, caplog):
     assert found == [str(path) for path in images] and "passed over 2 results of earlier runs" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["out/sub", "out/sub/deep", "link", "linked/sub"])
+def test_results_are_passed_over_from_below_their_folder_too(tmp_path, monkeypatch, caplog, place):
+    """The list lies above the folder that is named, by whichever way; what the user put there is an image."""
+    for name in ("sub/a_mask.png", "sub/deep/b_overlay.jpg", "sub/deep/c_mask.png"):
+        save_picture(tmp_path / "out" / name)
+    OwnFiles(tmp_path / "out").add(["inference.json", "sub/a_mask.png", "sub/deep/b_overlay.jpg"])
+    (tmp_path / "link").symlink_to(tmp_path / "out" / "sub")
+    (tmp_path / "linked").symlink_to(tmp_path / "out")
+    own = {"out/sub/deep": "c_mask.png"}.get(place, "deep/c_mask.png")
+    monkeypatch.chdir(tmp_path / place)
+    for folder in (tmp_path / place, Path(".")):
+        with caplog.at_level("INFO"):
+            assert [item["image"] for item in list_images(folder, exclude=tmp_path / "new")] == [str(folder / own)]
+        assert "of earlier runs" in caplog.text
+    (tmp_path / place / own).unlink()
+    with pytest.raises(DataError, match="it holds nothing but results of earlier runs. Name the folder of your images"):
+        list_images(".")
+
+
 def test_what_was_added_after_a_run_survives_the_next(tmp_path):
     files = [save_picture(tmp_path / "in" / f"{name}.png") for name in "ab"]
     predict(files[:1], tmp_path / "out", outputs=["instances"])

@@ -152,13 +152,15 @@ def test_lists_and_folders_of_slides(tmp_path):
     assert list_slides(tmp_path) == [str(tmp_path / "a.tif"), str(tmp_path / "link" / "b.tif")]
 
 
-def test_label_maps_in_sub_folders_of_results_are_no_slides(tmp_path):
+def test_label_maps_in_sub_folders_of_results_are_no_slides(tmp_path, monkeypatch):
     (tmp_path / "results" / "patient").mkdir(parents=True)
     (tmp_path / "a.tif").touch()
     OwnFiles(tmp_path / "results").path("patient/b_instances.ome.tif").touch()
     assert list_slides(tmp_path) == [str(tmp_path / "a.tif")]
-    with pytest.raises(DataError, match="no slide found"):
-        list_slides(tmp_path / "results" / "patient")
+    monkeypatch.chdir(tmp_path / "results" / "patient")
+    for folder in (tmp_path / "results" / "patient", "."):
+        with pytest.raises(DataError, match="no slide found"):
+            list_slides(folder)
 
 
 @pytest.mark.parametrize("glass", [(245, 244, 246), (243, 236, 214), (226, 230, 246), (250, 250, 250)])

@@ -3,14 +3,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from scripts.data.pixel_size import PLAUSIBLE_MPP, number
 from scripts.data.readers import IMAGE_SUFFIXES, file_suffix
 from scripts.errors import DataError
 from scripts.files import is_store, walk_files
-from scripts.owned import OwnFiles
+from scripts.owned import own_among
 from scripts.wording import counted
 
 __all__ = ["list_images"]
@@ -26,8 +25,8 @@ def list_images(
     """
     Items for every image file in a folder and its sub-folders, by name; or for one file.
 
-    Masks, label maps and overlays that earlier runs of the verb inferring wrote into these folders are passed over,
-    which is told.
+    Masks, label maps and overlays that earlier runs of the verb inferring wrote are passed over, which is told, also
+    where its folder of results lies above.
 
     Args:
         folder: where to look, see ``walk_files``; or an image.
@@ -38,7 +37,7 @@ def list_images(
         ``[{"image": path, "mpp": float}, ...]``, mpp nan if unknown.
 
     Raises:
-        DataError: there is no such folder, no image in it, or results would lie among the images.
+        DataError: there is no such folder, no image in it or only results, or results would lie among the images.
     """
     root = Path(folder)
     if mpp is not None and not PLAUSIBLE_MPP[0] <= (number(mpp) or 0) <= PLAUSIBLE_MPP[1]:
@@ -62,18 +61,12 @@ def list_images(
         # a link that leads nowhere is told when it is read
         if (file_suffix(path) in IMAGE_SUFFIXES or is_store(path)) and excluded not in path.resolve().parents
     ]
-    results = _results(root, found)
+    results = own_among(found, _VERB)
     if results:
         logger.info("%s: passed over %s of earlier runs", root, counted(len(results), "result"))
     files = [path for path in found if path not in results]
+    if not files and results:
+        raise DataError(root, "it holds nothing but results of earlier runs", "Name the folder of your images")
     if not files:
         raise DataError(root, "no image found", f"Put files with one of {', '.join(IMAGE_SUFFIXES)} there")
     return [{"image": str(path), "mpp": math.nan if mpp is None else float(mpp)} for path in files]
-
-
-def _results(root: Path, files: Iterable[Path]) -> set[Path]:
-    """Those of the files, in the folder or below, that the verb inferring wrote."""
-    files = set(files)
-    folders = {folder for file in files for folder in file.parents if folder == root or root in folder.parents}
-    lists = {folder: set(OwnFiles(folder)) for folder in folders}
-    return {folder / name for folder, names in lists.items() if _VERB in names for name in names} & files

@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.errors import DataError
 from scripts.files import is_store, read_text, walk_files
 from scripts.inference.output_names import output_names
-from scripts.owned import OwnFiles
+from scripts.owned import own_among
 from scripts.slides.dicom_files import read_dicom_file
 from scripts.slides.result_folder import check_folders
 
@@ -34,8 +34,9 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
     """
     path = Path(slide)
     if path.is_dir() and not is_store(path):
-        found = [file for file in walk_files(path, stores=True) if _is_slide(file) and not _is_result(file)]
-        paths = _one_of_each_series(found)
+        found = [file for file in walk_files(path, stores=True) if _is_slide(file)]
+        results = own_among(found)  # a label map is a file of the same kind as a slide
+        paths = _one_of_each_series([file for file in found if file not in results])
         if not paths:
             raise DataError(path, "no slide found", f"Put files with one of {', '.join(SLIDE_SUFFIXES)} there")
     elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
@@ -52,11 +53,6 @@ def list_slides(slide: str | os.PathLike) -> list[str]:
 
 def _is_slide(file: Path) -> bool:
     return is_store(file) or file.suffix.lower() in SLIDE_SUFFIXES
-
-
-def _is_result(file: Path) -> bool:
-    """Whether this bundle wrote it: a label map is a file of the same kind as a slide. The list may lie further up."""
-    return any(file.relative_to(folder).as_posix() in OwnFiles(folder) for folder in file.parents)
 
 
 def _one_of_each_series(files: Sequence[Path]) -> list[Path]:
