@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:
     """What is given, by key, judged as far as it can be without the data; exits for --help."""
+    from scripts.config_files import check_config
     from scripts.errors import DataError
     from scripts.judging import judge
     from scripts.settings import SETTINGS
@@ -70,7 +71,7 @@ def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str
     given = {key: _read(value) for key, value in given.items() if value is not None}
     given |= {key: _read(value) for key, value in further.items()}
     for file in config_files:
-        _check_config(file)
+        check_config(file)
     judge(command.configs[0], {**defaults, **given}, given)
     if command.source and (path := given.get(command.source)) and not os.path.exists(str(path)):
         raise DataError(path, "there is no such file or folder", f"Name your {command.shown.lower()}")
@@ -83,18 +84,6 @@ def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str
                 given[key] = os.path.join(os.getcwd(), *parts)
     configs = [str(BUNDLE / "configs" / f"{config}.json") for config in command.configs]
     return {**given, "config_file": [*configs, *config_files]}
-
-
-def _check_config(file: str) -> None:
-    from scripts.errors import DataError
-    from scripts.files import read_json
-
-    if not os.path.isfile(file):
-        raise DataError(file, "there is no such config", "Correct --config")
-    if not file.lower().endswith((".json", ".yaml", ".yml")):
-        raise DataError(file, "it is no config", "Name a .json or .yaml file")
-    if file.lower().endswith(".json") and not isinstance(read_json(file), dict):
-        raise DataError(file, "it holds no object", 'Write {"KEY": VALUE, ...}')
 
 
 class _Parser(argparse.ArgumentParser):

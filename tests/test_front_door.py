@@ -94,8 +94,14 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, tol
 @pytest.mark.parametrize(
     "name, content, told",
     [
-        ("mine.json", '{"mode": "joint",', "mine.json: the file cannot be read as JSON"),
-        ("mine.json", '["joint"]', "mine.json: it holds no object"),
+        ("mine.json", '{"mode": "joint",\n"seed" 0}', "mine.json: the file cannot be read as JSON (line 2: "),
+        ("mine.json", '["joint"]', "mine.json: it holds no object. Write {"),
+        ("mine.yaml", "a: 1\nmode: [joint\nseed: 0\n", "mine.yaml: the file cannot be read as YAML (line 3: expected "),
+        ("mine.yml", "mode: joint\n\tseed: 0\n", "mine.yml: the file cannot be read as YAML (line 2: found character"),
+        ("mine.yaml", "mode: !!python/name:os.system\n", "mine.yaml: the file cannot be read as YAML (line 1: could"),
+        ("mine.yaml", "mode: \0\n", "mine.yaml: the file cannot be read as YAML (unacceptable character"),
+        ("mine.yaml", "", "mine.yaml: it holds no object. Write KEY: VALUE"),
+        ("mine.yaml", "yes: 1\n", "mine.yaml: its key True is no text. Put it in quotes"),
         ("mine.txt", "{}", "mine.txt: it is no config. Name a .json or .yaml file"),
     ],
 )
@@ -104,8 +110,12 @@ def test_a_config_that_is_none_is_told_by_name(tmp_path, monkeypatch, capsys, na
 
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(content)
-    assert main(["train", "--config", name]) == 1
-    assert capsys.readouterr().err.startswith(f"Error: {told}")
+    for command, about in COMMANDS.items():
+        source = [] if about.source is None else ["."]
+        assert main([command, *source, "--config", name]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"Error: {told}") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,7 @@ def test_without_a_domain_the_first_of_the_others_is_the_primary():
         ({"name": "a"}, {}, "not a variant"),
         ({"name": "a", "mode": "ama", "lambda_max": 1}, {}, "not a variant"),
         ({"name": "a", "mode": "ama", "config": "nowhere.json"}, {}, "nowhere.json"),
+        ({"name": "a", "mode": "ama", "config": "broken.yaml"}, {}, "broken.yaml: .*as YAML .line 2: expected"),
         ({"name": "a", "mode": "ama"}, {"seeds": "x"}, "seeds: 'x'"),
         ({"name": "a", "mode": "ama"}, {"seeds": []}, "seeds: it is empty"),
         ({"name": "a", "mode": "ama"}, {"limit_groups": 0}, "limit_groups: 0"),
@@ -77,7 +78,9 @@ def test_without_a_domain_the_first_of_the_others_is_the_primary():
         ({"name": "a", "mode": "ama"}, {"leave_out": "all", "domains": ["y"]}, "leave_out: .* it takes two"),
     ],
 )
-def test_plans_that_cannot_be_run_are_told(variant, arguments, message):
+def test_plans_that_cannot_be_run_are_told(tmp_path, monkeypatch, variant, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("seed: [0\nmode: ama\n")
     with pytest.raises(DataError, match=message):
         plan_runs([variant], **{"seeds": 0, **arguments})
 

@@ -69,7 +69,7 @@ def test_metadata_keep_to_monais_schema(bundle_root, tmp_path):
 
 def test_every_package_the_scripts_import_is_required(bundle_root, metadata):
     names = {"PIL": "pillow", "ignite": "pytorch-ignite", "skimage": "scikit-image", "sklearn": "scikit-learn"}
-    names |= {"openslide": "openslide-python"}
+    names |= {"openslide": "openslide-python", "yaml": "pyyaml"}
     extras = (
         bundle_root.parent / f"requirements-{extra}.txt" for extra in ("export", "cluster", "dicom", "openvino", "zarr")
     )

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.config_files import check_config
 from scripts.errors import DataError
 
 __all__ = ["ALL_GROUPS", "LEFT_OUT", "PlannedRun", "plan_runs"]
@@ -91,8 +91,8 @@ def plan_runs(
         domains: names of the domains.
 
     Raises:
-        DataError: for a variant or domain that is not there or not valid, a missing config file, or numbers that are
-            none.
+        DataError: for a variant or domain that is not there or not valid, a config file that is none, or numbers that
+            are none.
     """
     by_name: dict[str, Mapping[str, Any]] = {}
     for variant in variants:
@@ -104,8 +104,8 @@ def plan_runs(
         if name in by_name:
             raise DataError("variants", f"'{name}' is there twice", "Give every variant a name of its own")
         config = variant.get("config")
-        if config is not None and not os.path.isfile(config):
-            raise DataError(config, f"the config of variant '{name}' does not exist", "Correct its path")
+        if config is not None:
+            check_config(config)
         by_name[name] = variant
     chosen = list(by_name) if only in (None, "all") else [str(name) for name in _listed(only)]
     for name in chosen:
