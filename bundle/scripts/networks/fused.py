@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Pointwise", "attend_rows", "convolution", "linear", "onednn_applies"]
+__all__ = ["Pointwise", "attend_rows", "convolution", "linear", "onednn_applies", "recorded"]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
@@ -97,10 +97,15 @@ def onednn_applies(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
+        and not recorded()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+@torch.jit.unused
+def recorded() -> bool:
+    """Whether a graph is being made of this call, by tracing or compiling: it takes ordinary operators alone."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 @torch.jit.unused

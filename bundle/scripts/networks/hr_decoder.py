@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from scripts.errors import DataError
 from scripts.networks.decoder import Decoder, interpolate
-from scripts.networks.fused import Pointwise
+from scripts.networks.fused import Pointwise, recorded
 from torch import nn
 
 __all__ = ["SIZES", "HRDecoder"]
@@ -43,11 +43,12 @@ def _conv_block(in_channels: int, out_channels: int, convolutions: int = 1, stri
 
 def _pixel_shuffle(x: torch.Tensor, square: int) -> torch.Tensor:
     """PyTorch's, in half the time on a CPU where channels come last; exports keep the one operator."""
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return F.pixel_shuffle(x, square)
-    b, c, h, w = x.shape
-    pixels = x.permute(0, 2, 3, 1).reshape(b, h, w, c // square**2, square, square)
-    return pixels.permute(0, 3, 1, 4, 2, 5).reshape(b, c // square**2, h * square, w * square)
+    if not torch.jit.is_scripting():
+        if not recorded():
+            b, c, h, w = x.shape
+            pixels = x.permute(0, 2, 3, 1).reshape(b, h, w, c // square**2, square, square)
+            return pixels.permute(0, 3, 1, 4, 2, 5).reshape(b, c // square**2, h * square, w * square)
+    return F.pixel_shuffle(x, square)
 
 
 class _Level(nn.Module):

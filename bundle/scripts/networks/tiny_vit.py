@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from scripts.networks.adapters import Adapter, NoAdapter, adapted_blocks
-from scripts.networks.fused import Pointwise, convolution, linear
+from scripts.networks.fused import Pointwise, convolution, linear, recorded
 from torch import Tensor, nn
 
 __all__ = ["TinyViT", "from_windows", "to_windows"]
@@ -48,8 +48,7 @@ def from_windows(x: Tensor, size: int, height: int, width: int) -> Tensor:
 @torch.jit.unused
 def _by_places(x: Tensor) -> bool:
     """Whether tokens are to be copied once, each from its place, instead of filled, cut and copied in turn."""
-    ordinary = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_grad_enabled()
-    return x.device.type == "cpu" and not ordinary
+    return x.device.type == "cpu" and not recorded() and not torch.is_grad_enabled()
 
 
 @torch.jit.unused
