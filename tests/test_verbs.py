@@ -281,10 +281,19 @@ def test_a_model_needs_no_key_and_one_that_contradicts_it_is_refused(bundle_root
     assert "it has backbone vit_test, and --backbone says vit_b" in str(root_cause(told.value))
 
 
+@pytest.mark.parametrize("backbone, stride", [("vit_test", 16), ("vit_test_half", 32)])
+def test_domains_are_aligned_at_the_encoders_coarsest_stride(bundle_root, tmp_path, backbone, stride):
+    given = {"backbone": backbone, "backbone_weights": "random", "ckpt_path": str(tmp_path / "none.pt")}
+    for config in ("train", "inference"):
+        parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / f"{config}.json"))
+        parser.update(given)
+        assert parser.get_parsed_content("network_def").decoder.settings["aligned_stride"] == stride
+
+
 def test_a_training_that_begins_with_a_model_builds_that_models_network(bundle_root, tmp_path):
     path = tiny_model(tmp_path / "model.pt", size="wide")
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "train.json"))
-    parser.update({"init_model": str(path)})
+    parser.update({"init_model": str(path), "backbone_weights": "random"})
     keys = ("backbone", "decoder_size", "channels", "aligned_stride")
     assert [parser.get_parsed_content(key) for key in keys] == ["vit_test", "wide", 2, 16]
     parser = ConfigParser(ConfigParser.load_config_file(bundle_root / "configs" / "train.json"))
