@@ -1,7 +1,7 @@
 """
 What a change brought, image by image: two models for each seed, evaluated on the same images.
 
-    python benchmarks/paired.py --before A0/metrics.csv A1/metrics.csv --after B0/metrics.csv B1/metrics.csv
+    python benchmarks/paired.py --before A0/metrics.csv A1/metrics.csv --after B0/metrics.csv B1/metrics.csv [--domain mine]
 
 The files are of ``evaluating``, one for each seed, in the same order. Prints the means of each seed, and the mean
 difference over seeds with its bootstrap interval over images, as ``comparing`` does for the runs of an experiment.
@@ -20,9 +20,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--before", nargs="+", required=True)
     arguments.add_argument("--after", nargs="+", required=True)
+    arguments.add_argument("--domain", help="the rows of this domain alone")
     arguments.add_argument("--metrics", nargs="+", default=["dice", "aji", "pq"])
     args = arguments.parse_args()
-    tables = [[pd.read_csv(file, index_col="file") for file in files] for files in (args.before, args.after)]
+    tables = [[rows(file, args.domain) for file in files] for files in (args.before, args.after)]
     for metric in args.metrics:
         before, after = (pd.DataFrame({seed: t[metric] for seed, t in enumerate(part)}) for part in tables)
         if not before.axes[0].equals(after.axes[0]) or before.shape != after.shape:
@@ -33,6 +34,15 @@ def main() -> None:
             print(f"{metric:6}{name:8}" + "".join(f"{value:8.3f}" for value in values.mean()))
         better = f"{(difference > 0).sum()} of {len(difference)} images higher"
         print(f"{metric:6}{'difference':12}{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], {better}")
+
+
+def rows(file: str, domain: str | None) -> pd.DataFrame:
+    table = pd.read_csv(file, index_col="file")
+    if domain is None:
+        return table
+    if domain not in set(table["domain"]):
+        raise SystemExit(f"{file}: it has no row of the domain '{domain}'")
+    return table[table["domain"] == domain]
 
 
 if __name__ == "__main__":
