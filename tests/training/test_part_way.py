@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from fakes import tiny_model
@@ -54,6 +56,24 @@ def test_a_training_keeps_the_mean_and_goes_on_from_what_it_learned(open_trainin
             assert torch.equal(kept[name], value.lerp(first[name], 0.5)), name
             moved += not torch.equal(kept[name], value)
     assert moved, "nothing was learned"
+
+
+def test_a_resumed_training_remembers_where_it_began(open_training, tmp_path):
+    run = {"init_share": 0.5, "batches_per_epoch": 2, "mode": "single", "keep": "last", "val_interval": 1}
+    kept = {}
+    for name in ("whole", "resumed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        served = tiny_model(folder / "served.pt")
+        run_dir = folder / "synthetic_pink_single_seed0"
+        options = {**run, "init_model": str(served), "lr_scheduler#t_total": 100}
+        if name == "resumed":
+            open_training(folder, **options, max_epochs=1).run()
+            shutil.copy(run_dir / "model.pt", served)  # as publishing does
+        open_training(folder, **options, max_epochs=2, resume=name == "resumed").run()
+        kept[name] = read_model_file(run_dir / "model.pt")["model"]
+    for name, value in kept["whole"].items():
+        assert torch.allclose(kept["resumed"][name], value, atol=1e-6), name
 
 
 def test_a_share_of_no_model_is_told(open_training, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ class PartWay:
         """Judge so: whatever ``engine`` runs the network for, it runs it part of the way."""
         engine.add_event_handler(Events.STARTED, self.__enter__)
         engine.add_event_handler(Events.COMPLETED, self.__exit__)
+
+    def state_dict(self) -> dict[str, list[torch.Tensor]]:
+        """Where training began: a run that is gone on with may find another file there, its own published one."""
+        return {"first": self.first}
+
+    def load_state_dict(self, state: Mapping[str, list[torch.Tensor]]) -> None:
+        self.first = [first.to(parameter.device) for first, parameter in zip(state["first"], self.trained)]
 
     @torch.no_grad()
     def __enter__(self) -> PartWay:
