@@ -6,13 +6,18 @@ import shutil
 
 import pytest
 import torch
-from fakes import tiny_model
+from fakes import interrupt, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from scripts.errors import DataError, root_cause
 from scripts.networks.model_file import read_model_file
+from scripts.training.checkpoints import read_checkpoint
+from scripts.training.final_report import kept_weights
 from scripts.training.part_way import PartWay
+
+RUN = "synthetic_pink_single_seed0"
+STEPS = {"init_share": 0.5, "max_epochs": 2, "batches_per_epoch": 2, "mode": "single", "learning_rate": 0.05}
 
 
 def linear(value: float) -> torch.nn.Linear:
@@ -58,26 +63,59 @@ def test_a_training_keeps_the_mean_and_goes_on_from_what_it_learned(open_trainin
     assert moved, "nothing was learned"
 
 
-def test_a_resumed_training_remembers_where_it_began(open_training, tmp_path):
-    run = {"init_share": 0.5, "batches_per_epoch": 2, "mode": "single", "keep": "last", "val_interval": 1}
-    kept = {}
-    for name in ("whole", "resumed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        served = tiny_model(folder / "served.pt")
-        run_dir = folder / "synthetic_pink_single_seed0"
-        options = {**run, "init_model": str(served), "lr_scheduler#t_total": 100}
-        if name == "resumed":
-            open_training(folder, **options, max_epochs=1).run()
-            shutil.copy(run_dir / "model.pt", served)  # as publishing does
-        open_training(folder, **options, max_epochs=2, resume=name == "resumed").run()
-        kept[name] = read_model_file(run_dir / "model.pt")["model"]
-    for name, value in kept["whole"].items():
-        assert torch.allclose(kept["resumed"][name], value, atol=1e-6), name
-
-
 def test_a_share_of_no_model_is_told(open_training, tmp_path):
     with pytest.raises(Exception) as told:
         open_training(tmp_path, init_share=0.5, max_epochs=1).run()
     assert isinstance(root_cause(told.value), DataError)
     assert str(root_cause(told.value)).startswith("init_share: there are no weights to share with")
+
+
+def test_a_resumed_run_knows_where_it_began_when_another_model_lies_there(open_training, tmp_path):
+    """As after publishing over ``init_model``: raising ``max_epochs`` goes on as if that had not been."""
+    kept = {}
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        served = tiny_model(tmp_path / name / "served.pt")
+        run = {**STEPS, "init_model": str(served), "keep": "last", "val_interval": 1}
+        workflow = open_training(tmp_path / name, **run)
+        if name == "resumed":
+            interrupt(workflow, Events.EPOCH_STARTED(once=2))
+            shutil.copy(tmp_path / name / RUN / "model.pt", served)
+            workflow = open_training(tmp_path / name, **run, resume=True)
+        workflow.run()
+        kept[name] = read_model_file(tmp_path / name / RUN / "model.pt")["model"]
+    for name, value in kept["whole"].items():
+        assert torch.equal(value, kept["resumed"][name]), name
+
+
+def test_a_run_begun_without_goes_on_without(tmp_path):
+    """A version before 0.12.0 has no such part in its checkpoints."""
+    layer = linear(0)
+    part_way = PartWay(layer, 0.5, "model.pt")
+    torch.save({"epoch": 1, "iteration": 1, "identity": {}, "parts": {"early_stop": {}}}, tmp_path / "checkpoint.pt")
+    part_way.load_state_dict(read_checkpoint(tmp_path / "checkpoint.pt")["parts"]["part_way"])
+    torch.nn.init.constant_(layer.weight, 1)
+    with part_way:
+        assert layer.weight.item() == 1
+    assert part_way.state_dict() == {"first": []}
+
+
+def test_published_files_are_judged_as_they_are(open_training, tmp_path, caplog):
+    served = tiny_model(tmp_path / "served.pt")
+    run = {**STEPS, "init_model": str(served), "publish_path": str(served), "publish": "always", "val_interval": 1}
+    with caplog.at_level("INFO"):
+        open_training(tmp_path, **run, keep="last").run()
+    score = read_model_file(tmp_path / RUN / "model.pt")["provenance"]["val_dice"]
+    assert f"published {served} (val_dice {score:.4f}, " in caplog.text
+
+
+def test_what_no_image_has_judged_is_reported_as_it_is_kept(open_training, tmp_path):
+    workflow = open_training(tmp_path, **STEPS, init_model=str(tiny_model(tmp_path / "served.pt")), val_interval=5)
+    workflow.run()
+    network, kept = workflow.parser.get_parsed_content("network"), tmp_path / RUN / "model.pt"
+    name = next(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+    learned = network.state_dict()[name].clone()
+    with kept_weights(network, kept):
+        assert torch.equal(network.state_dict()[name], read_model_file(kept)["model"][name])
+        assert not torch.equal(network.state_dict()[name], learned)
+    assert torch.equal(network.state_dict()[name], learned)

@@ -162,6 +162,7 @@ def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
         parts = content["parts"]
         if "early_stop" not in parts:  # version 0.6.0 and before counted where the best model was kept
             parts["early_stop"] = {"stale": parts["best_model"].pop("stale")}
+        parts.setdefault("part_way", {"first": []})  # version 0.11.0 and before had none
     except Exception as e:
         raise DataError(path, f"the checkpoint cannot be read ({e})", ANEW) from e
     return content

@@ -11,7 +11,6 @@ import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError, only_warned
 from scripts.networks.loading import is_frozen, load_model
-from scripts.networks.model_file import read_model_file
 
 __all__ = ["FinalReport", "kept_weights"]
 
@@ -49,17 +48,16 @@ class FinalReport:
 
 
 @contextmanager
-def kept_weights(network: torch.nn.Module, kept_model: str | os.PathLike, metric: str = "val_dice") -> Iterator[None]:
+def kept_weights(network: torch.nn.Module, kept_model: str | os.PathLike) -> Iterator[None]:
     """
     Puts the weights that a training keeps into its network for a while; others may still want the last ones.
 
     Args:
         network: the segmentation network.
-        kept_model: file of the weights, see ``keeping.KeptModel``.
-        metric: told with those weights; without it there was no validation, and the last weights are kept.
+        kept_model: file of the weights, see ``keeping.KeptModel``; it is written by then, with or without validation.
     """
     last = {name: value.clone() for name, value in network.state_dict().items() if not is_frozen(name)}
-    if Path(kept_model).is_file() and metric in read_model_file(kept_model).get("provenance", {}):
+    if Path(kept_model).is_file():
         load_model(network, kept_model)
     try:
         yield

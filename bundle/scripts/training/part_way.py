@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,11 +50,24 @@ class PartWay:
         engine.add_event_handler(Events.COMPLETED, self.__exit__)
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """Where training began: a run that is gone on with may find another file there, its own published one."""
         return {"first": self.first}
 
     def load_state_dict(self, state: Mapping[str, list[torch.Tensor]]) -> None:
-        self.first = [first.to(parameter.device) for first, parameter in zip(state["first"], self.trained)]
+        """Where the run began, for what lies at ``init_model`` may be another model by now, such as its own."""
+        if not state["first"]:  # begun by a version before 0.12.0: it goes on with all that it learned
+            self.trained = self.first = []
+            return
+        for first, earlier in zip(self.first, state["first"], strict=True):
+            first.copy_(earlier)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Judge what is in the network as it is: a model file holds what was kept already."""
+        trained, self.trained = self.trained, []
+        try:
+            yield
+        finally:
+            self.trained = trained
 
     @torch.no_grad()
     def __enter__(self) -> PartWay:

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -13,6 +14,7 @@ from scripts.errors import DataError
 from scripts.files import LEFT, atomic_path, remove_partial, unused_path
 from scripts.networks.loading import load_model
 from scripts.networks.model_file import read_model_file
+from scripts.training.part_way import PartWay
 
 __all__ = ["PublishModel"]
 
@@ -37,6 +39,7 @@ class PublishModel:
         network: the segmentation network that the evaluator runs.
         evaluator: of the validation images.
         metric: key of ``evaluator.state.metrics``, higher is better.
+        part_way: if the evaluator judges part of the way; the files are judged as they are.
     """
 
     def __init__(
@@ -47,11 +50,12 @@ class PublishModel:
         network: torch.nn.Module,
         evaluator: Engine,
         metric: str = "val_dice",
+        part_way: PartWay | None = None,
     ) -> None:
         if publish not in PUBLISH:
             raise ValueError(f"publish must be {' or '.join(PUBLISH)}, got {publish!r}")
         self.model, self.path, self.publish = Path(model), Path(path), publish
-        self.network, self.evaluator, self.metric = network, evaluator, metric
+        self.network, self.evaluator, self.metric, self.part_way = network, evaluator, metric, part_way
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
@@ -88,7 +92,8 @@ class PublishModel:
                 "the published model is replaced, for it cannot be compared with (kept in previous/): %s", error
             )
             return None
-        self.evaluator.run()
+        with nullcontext() if self.part_way is None else self.part_way.paused():
+            self.evaluator.run()
         return float(self.evaluator.state.metrics[self.metric])
 
 
