@@ -15,6 +15,7 @@ import pytest
 from conftest import BUNDLE, REPO
 from fakes import tiny_model
 from PIL import Image
+from scripts.config_files import check_config
 from scripts.errors import DataError
 
 from ama_sam.commands import COMMANDS
@@ -95,6 +96,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, tol
     "name, content, told",
     [
         ("mine.json", '{"mode": "joint",\n"seed" 0}', "mine.json: the file cannot be read as JSON (line 2: "),
+        ("mine.json", '\ufeff{"mode": "joint"}', "mine.json: the file cannot be read as JSON (Unexpected UTF-8 BOM"),
         ("mine.json", '["joint"]', "mine.json: it holds no object. Write {"),
         ("mine.yaml", "a: 1\nmode: [joint\nseed: 0\n", "mine.yaml: the file cannot be read as YAML (line 3: expected "),
         ("mine.yml", "mode: joint\n\tseed: 0\n", "mine.yml: the file cannot be read as YAML (line 2: found character"),
@@ -116,6 +118,17 @@ def test_a_config_that_is_none_is_told_by_name(tmp_path, monkeypatch, capsys, na
         error = capsys.readouterr().err
         assert error.startswith(f"Error: {told}") and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [(None, "it is a folder, and no config"), ('{"seed": 1}'.encode("utf-16"), "Save it as UTF-8 without")],
+)
+def test_a_config_that_is_no_text_or_no_file(tmp_path, content, told):
+    path = tmp_path / "mine.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        check_config(path)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ def check_config(path: str | os.PathLike) -> None:
             suffix, cannot be read, or holds no keys and values.
     """
     name = os.fspath(path).lower()
+    if os.path.isdir(path):
+        raise DataError(path, "it is a folder, and no config", "Name a .json or .yaml file")
     if not os.path.isfile(path):
         raise DataError(path, "there is no such config", "Correct its path")
     if not name.endswith(SUFFIXES):
@@ -41,6 +43,8 @@ def check_config(path: str | os.PathLike) -> None:
 def _told(error: Exception) -> tuple[str, str]:
     """What is wrong, with the line if the error has one, and what to do."""
     line, problem = None, " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError) or "UTF-8 BOM" in problem:  # as editors on Windows write
+        return problem, "Save it as UTF-8 without a byte order mark (BOM)"
     if isinstance(error, json.JSONDecodeError):
         line, problem = error.lineno, error.msg
     elif isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
