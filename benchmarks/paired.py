@@ -1,7 +1,8 @@
 """
 What a change brought, image by image: two models for each seed, evaluated on the same images.
 
-    python benchmarks/paired.py --before A0/metrics.csv A1/metrics.csv --after B0/metrics.csv B1/metrics.csv [--domain mine]
+    python benchmarks/paired.py --before A0/metrics.csv A1/metrics.csv --after B0/metrics.csv B1/metrics.csv
+        [--domain mine]
 
 The files are of ``evaluating``, one for each seed, in the same order. Prints the means of each seed, and the mean
 difference over seeds with its bootstrap interval over images, as ``comparing`` does for the runs of an experiment.
