@@ -13,15 +13,18 @@ import torch
 from fakes import TinyEncoder, open_verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ignite.engine import Engine
 from PIL import Image
+from scripts.data.domains import load_items
 from scripts.data.synthetic import DOMAINS, make_synthetic, synthetic_tile
 from scripts.errors import DataError
+from scripts.inference.tiling import TileInferer
 from scripts.networks.ama_sam import AMASAM
 from scripts.networks.hr_decoder import HRDecoder
 from scripts.networks.loading import load_model, save_model
 from scripts.networks.model_file import add_to_model_file, read_model_file
 from scripts.networks.sam_encoders import build_encoder
-from scripts.out_of_domain.fitting import few_of_each_domain
+from scripts.out_of_domain.fitting import DescribeDomains, few_of_each_domain
 from scripts.out_of_domain.reference import DomainReference, window_features
 from scripts.out_of_domain.scoring import DomainDistance
 from slides import make_drawing, save_slide, segment_slide
@@ -134,6 +137,30 @@ def test_the_verb_adds_statistics_to_a_model_that_lacks_them(bundle_root, tmp_pa
     assert reference.names == ["synthetic_pink", "synthetic_dark"] and [len(d) for d in reference.held_out] == [4, 4]
     assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
     assert list(after["nucleus_area_px"]) == reference.names and min(after["nucleus_area_px"].values()) > 50
+
+
+def test_the_description_is_of_the_weights_kept(tmp_path):
+    """Adapters in the encoder went on learning after the epoch that was kept."""
+    torch.manual_seed(0)
+    encoder = build_encoder("vit_test", adapters="all")
+    network = AMASAM(encoder, HRDecoder(encoder.channels, encoder.strides, size="light"))
+    path = tmp_path / "model.pt"
+    save_model(path, network, {})
+    load_model(network, path)  # whose frozen weights are rounded
+    pink = {"name": "pink", "role": "primary", "root": make_synthetic(tmp_path / "data") / "synthetic_pink"}
+    items = load_items([pink], "training")
+    described = []
+    for _ in range(2):
+        trainer = Engine(lambda engine, batch: None)
+        DescribeDomains(network, items, 2, None, ["pink"], TileInferer(256), path).attach(trainer)
+        learned = {name: value.clone() for name, value in network.state_dict().items()}
+        trainer.run([None])
+        assert all(torch.equal(value, learned[name]) for name, value in network.state_dict().items())
+        described.append(DomainReference.of_model(read_model_file(path)).means)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.add_(torch.randn_like(parameter) * parameter.requires_grad)
+    assert torch.equal(*described)
 
 
 # --- with the shipped weights

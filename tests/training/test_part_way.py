@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 from scripts.errors import DataError, root_cause
+from scripts.networks.loading import kept_weights
 from scripts.networks.model_file import read_model_file
 from scripts.training.checkpoints import read_checkpoint
-from scripts.training.final_report import kept_weights
 from scripts.training.part_way import PartWay
 
 RUN = "synthetic_pink_single_seed0"

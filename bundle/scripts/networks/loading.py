@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from scripts.networks.runtime import run_by
 from scripts.networks.sam_encoders import BACKBONES, build_encoder
 from torch import nn
 
-__all__ = ["build_network", "is_frozen", "load_model", "load_network", "save_model", "start_from"]
+__all__ = ["build_network", "is_frozen", "kept_weights", "load_model", "load_network", "save_model", "start_from"]
 
 _ENCODER = "image_encoder."
 
@@ -141,6 +142,24 @@ def load_model(network: nn.Module, path: str | os.PathLike) -> nn.Module:
     """
     _fill(network, read_model_file(path), path)
     return network.eval()
+
+
+@contextmanager
+def kept_weights(network: nn.Module, kept_model: str | os.PathLike) -> Iterator[None]:
+    """
+    Puts the weights that a training keeps into its network for a while; others may still want the last ones.
+
+    Args:
+        network: the segmentation network.
+        kept_model: file of the weights, see ``keeping.KeptModel``; it is written by then, with or without validation.
+    """
+    last = {name: value.clone() for name, value in network.state_dict().items() if not is_frozen(name)}
+    if Path(kept_model).is_file():
+        load_model(network, kept_model)
+    try:
+        yield
+    finally:
+        network.load_state_dict(last, strict=False)
 
 
 def start_from(network: nn.Module, path: str | os.PathLike | None) -> nn.Module:

@@ -17,6 +17,7 @@ from scripts.data.domains import in_turn
 from scripts.data.readers import LoadNucleid
 from scripts.data.transforms import ToTargetMppd
 from scripts.errors import DataError, only_warned
+from scripts.networks.loading import kept_weights
 from scripts.networks.model_file import add_to_model_file
 from scripts.out_of_domain.reference import DomainReference, window_features
 from torch import nn
@@ -39,11 +40,12 @@ def few_of_each_domain(items: Sequence[dict[str, Any]], count: int) -> list[dict
 
 class DescribeDomains:
     """
-    Writes into a model file where its training images lie in the space of the frozen encoder's features, and how large
+    Writes into a model file where its training images lie in the space of the encoder's features, and how large
     their nuclei are.
 
-    Called, it does so at once. As a handler of a trainer, it does at the end of the training; what goes wrong there
-    is told and never costs the training. In a distributed training the first process alone does it.
+    Called, it does so at once. As a handler of a trainer, it does at the end of the training, with the weights in the
+    file; what goes wrong there is told and never costs the training. In a distributed training the first process alone
+    does it.
 
     Args:
         network: an ``AMASAM``.
@@ -118,4 +120,5 @@ class DescribeDomains:
         if idist.get_rank() > 0:
             return
         with only_warned(logger, "the model will give no out-of-domain scores"):
-            self()
+            with kept_weights(self.network, self.path):  # their encoder may have adapters that went on learning
+                self()

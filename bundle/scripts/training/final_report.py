@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from scripts.errors import DataError, only_warned
-from scripts.networks.loading import is_frozen, load_model
+from scripts.networks.loading import kept_weights
 
-__all__ = ["FinalReport", "kept_weights"]
+__all__ = ["FinalReport"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,21 +42,3 @@ class FinalReport:
             with kept_weights(self.network, self.kept_model):
                 self.evaluator.run()
             engine.state.metrics.update(self.evaluator.state.metrics)
-
-
-@contextmanager
-def kept_weights(network: torch.nn.Module, kept_model: str | os.PathLike) -> Iterator[None]:
-    """
-    Puts the weights that a training keeps into its network for a while; others may still want the last ones.
-
-    Args:
-        network: the segmentation network.
-        kept_model: file of the weights, see ``keeping.KeptModel``; it is written by then, with or without validation.
-    """
-    last = {name: value.clone() for name, value in network.state_dict().items() if not is_frozen(name)}
-    if Path(kept_model).is_file():
-        load_model(network, kept_model)
-    try:
-        yield
-    finally:
-        network.load_state_dict(last, strict=False)

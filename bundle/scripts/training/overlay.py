@@ -14,11 +14,11 @@ from PIL import Image
 from scripts.data.domains import in_turn
 from scripts.errors import only_warned
 from scripts.files import atomic_path
+from scripts.networks.loading import kept_weights
 from scripts.networks.model_file import read_model_file
 from scripts.nuclei.instances import logits_to_instances
 from scripts.nuclei.metrics import image_metrics
 from scripts.nuclei.overlays import contact_sheet, overlay
-from scripts.training.final_report import kept_weights
 from scripts.wording import counted
 
 __all__ = ["ClosingLines", "ValidationOverlay"]
