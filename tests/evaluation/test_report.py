@@ -133,7 +133,7 @@ def test_overlays_show_the_worst_the_median_and_the_best(tmp_path):
     names = sorted(path.stem for path in (tmp_path / "overlays").iterdir())
     assert names == sorted([*chosen, *(f"{name}_fates" for name in chosen)]), "outlines, and the fates of nuclei"
     # the pictures are those of their own image: what the worst predicts is drawn 4 pixels to the right
-    drawn = np.asarray(Image.open(tmp_path / "overlays" / "tnbc_worst_two.png"))[24:]
+    drawn = np.asarray(Image.open(tmp_path / "overlays" / "tnbc_worst_two.png"))[-120:]
     label = nuclei()
     expected = overlay(np.full((3, 60, 60), 200), np.roll(label, 4, axis=1), label)
     np.testing.assert_array_equal(drawn, expected)
@@ -188,6 +188,9 @@ def test_overlay_draws_outlines_only(kind):
     assert drawn[:24].any(), "the title is written"
     large = overlay(np.zeros((3, 8, 1100)), np.zeros((8, 1100), int))
     assert large.shape == (8, 1100, 3)
+    narrow = overlay(image, pred, label, title="a_long_name.png  Dice 0.81  found 3")
+    strip = narrow[: narrow.shape[0] - 120]
+    assert len(strip) > 24 and strip[24:].any(), "a title longer than the picture is wide goes on in further lines"
 
 
 def test_labels_and_predictions_without_nuclei_are_said(tmp_path, caplog):

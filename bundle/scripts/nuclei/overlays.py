@@ -43,7 +43,7 @@ def overlay(
 
     Returns:
         uint8 (H', W', 3). Images of at most 640 pixels a side are enlarged twice, so that the one-pixel lines do not
-        hide small nuclei; the strip adds 24 rows.
+        hide small nuclei; the strip adds 24 rows for each line of the title.
     """
     image, pred, true = (
         values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
@@ -131,8 +131,15 @@ def _enlarge(plane: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _title_strip(title: str, width: int) -> np.ndarray:
-    strip = Image.new("RGB", (width, TITLE_HEIGHT))
-    ImageDraw.Draw(strip).text((6, 4), title, fill="white", font=ImageFont.load_default(size=14))
+    """Words in white on black; as many lines as the width asks for, so that figures are not cut off."""
+    font = ImageFont.load_default(size=14)
+    lines = [""]
+    for word in title.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        lines[-1:] = [longer] if not lines[-1] or font.getlength(longer) <= width - 6 else [lines[-1], word]
+    strip = Image.new("RGB", (width, len(lines) * TITLE_HEIGHT))
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(strip).text((6, 4 + number * TITLE_HEIGHT), line, fill="white", font=font)
     return np.asarray(strip)
 
 
