@@ -330,6 +330,20 @@ def test_a_datalist_may_be_given_in_place_of_its_file(folder):
     assert mpps[0] == 0.2 and set(mpps[1:]) == {0.5}, "an entry's own mpp goes first"
 
 
+def test_two_tiles_in_plain_folders_are_both_learned_from_where_a_part_of_each_is_held_out(tmp_path, caplog):
+    def tiles(count: int, **held_out: float) -> list[int]:
+        for name in ("images", "labels"):
+            (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                (tmp_path / "mine" / name / f"{number}.png").touch()
+        domains = training_domains(domain_list(tmp_path, "mine"), "single", **held_out)
+        return [len(load_items(domains, split)) for split in ("training", "validation", "testing")]
+
+    assert tiles(2) == [1, 1, 0] and tiles(2, held_out=0.25) == [2, 0, 0] and not caplog.text
+    assert tiles(4) == [2, 1, 1] and tiles(4, held_out=0.25) == [3, 0, 1], "what is for testing is never trained on"
+    assert "1 of 4 images are left for testing; list them in split.json" in caplog.text
+
+
 def test_labelled_images_take_the_place_of_the_primary(folder):
     labelled = [{"image": str(folder / f"gamma/images/g{n}.png"), "label": str(folder / f"gamma/labels/g{n}.png")}
                 for n in (1, 2)]  # fmt: skip

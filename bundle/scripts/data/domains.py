@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scripts.data.datalists import SPLITS, check_files, list_entries, stem_of, stored_mpp
+from scripts.data.datalists import SPLITS, check_files, find_datalist, list_entries, stem_of, stored_mpp
 from scripts.errors import DataError
 
 __all__ = [
@@ -72,7 +72,10 @@ def check_domains(domains: Sequence[dict]) -> list[dict]:
 
 
 def training_domains(
-    domains: Sequence[dict] | None, mode: str, labelled: Sequence[Mapping[str, str]] | None = None
+    domains: Sequence[dict] | None,
+    mode: str,
+    labelled: Sequence[Mapping[str, str]] | None = None,
+    held_out: float = 0.0,
 ) -> list[dict]:
     """
     The domains that a training uses, checked, the primary first.
@@ -82,6 +85,8 @@ def training_domains(
         mode: ``"single"`` leaves the auxiliary domains out.
         labelled: ``[{"image", "label"}, ...]`` that a server such as MONAI Label hands over: they become the training
             part of the primary, in place of the one that ``domains`` may have; its auxiliaries stay.
+        held_out: where a part of each training image is held out to judge by, the images of a labelled primary that
+            lists no parts are not left for validation as well: with two of them, both are for training.
 
     Raises:
         DataError: as :func:`check_domains`, or when nothing is labelled, in none of the domains that are used.
@@ -98,7 +103,20 @@ def training_domains(
         names = ", ".join(domain["name"] for domain in used)
         hint = "Add a labelled domain, and train with a mode other than single."
         raise DataError("domains", f"there are no labels to learn from in {names}", hint)
-    return used
+    return [_without_validation(used[0]), *used[1:]] if held_out and is_labelled(used[0]) else used
+
+
+def _without_validation(domain: Mapping) -> dict:
+    """The domain, its images listed where they were not: those that would be for validation are for training."""
+    root = Path(domain["root"])
+    if domain.get("datalist") or find_datalist(root) or any((root / part / "images").is_dir() for part in SPLITS):
+        return dict(domain)
+    listed = {part: list_entries(root, None, part) for part in SPLITS}
+    listed = {"training": listed["training"] + listed["validation"], "testing": listed["testing"]}
+    if listed["testing"]:
+        told = "%s: %d of %d images are left for testing; list them in split.json to train on them"
+        logger.warning(told, root, len(listed["testing"]), sum(map(len, listed.values())))
+    return {**domain, "datalist": listed}
 
 
 def which_labelled(domains: Sequence[Mapping]) -> list[bool]:
