@@ -69,12 +69,17 @@ def _settings(name: str, command: Command, arguments: Sequence[str]) -> dict[str
     _refuse_unknown(more, table, name, command, given)
     config_files = given.pop("config") or []
     given = {key: _read(value) for key, value in given.items() if value is not None}
+    # as text, for MONAI passes over None, and the config's own value would stay
+    given = {key: "none" if value is None else value for key, value in given.items()}
     given |= {key: _read(value) for key, value in further.items()}
     for file in config_files:
         check_config(file)
     judge(command.configs[0], {**defaults, **given}, given)
-    if command.source and (path := given.get(command.source)) and not os.path.exists(str(path)):
+    path = given.get(command.source) if command.source else None
+    if path and not os.path.exists(str(path)):
         raise DataError(path, "there is no such file or folder", f"Name your {command.shown.lower()}")
+    if path and str(path).startswith(("$", "@", "%")):  # a file's name, and no expression
+        given[command.source] = os.path.abspath(str(path))
     for key, default in defaults.items():
         if key not in given and isinstance(default, str) and _IN_BUNDLE.fullmatch(default):
             parts = re.findall(r"'(\w+)'", default)
@@ -111,7 +116,7 @@ def _parser(name: str, command: Command, table: dict, defaults: dict) -> argpars
         else:
             flags = ["-o", "--output_dir"] if key == "output_dir" else [f"--{key}"]
             parser.add_argument(*flags, dest=key, metavar="", help=text)
-    parser.add_argument("--config", action="append", metavar="", help="a config of your own that goes before ours")
+    parser.add_argument("--config", action="append", metavar="", help="a config of your own, whose keys replace ours")
     return parser
 
 

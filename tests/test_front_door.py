@@ -83,6 +83,7 @@ def test_help_lists_every_setting(name, tmp_path, capsys):
         (["train", "--train::augmentation::blur::prob"], "--train::augmentation::blur::prob: it has no value"),
         (["slide", ".", "--shard", "2/2"], "--shard: there is no such option any more. --cluster shares slides"),
         (["slide", ".", "--cluster", "local:0"], "cluster: it must be local, local:N"),
+        (["adapt", ".", "--init_model", "None"], "init_share: there are no weights to share with"),
     ],
 )
 def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, arguments, told):

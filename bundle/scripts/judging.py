@@ -149,6 +149,12 @@ def _batch_holds_both(values: Mapping[str, Any]) -> None:
         raise DataError("primary_share", what, "Change it or batch_size, or train with --mode single")
 
 
+def _share_has_weights(values: Mapping[str, Any]) -> None:
+    share = values.get("init_share")
+    if share and not is_programmed(share) and values.get("init_model") is None:
+        raise DataError("init_share", "there are no weights to share with", "Give --init_model, or --init_share 0")
+
+
 def _norm_has_discriminator(values: Mapping[str, Any]) -> None:
     found = _plain(values, "spectral_norm", "alignment_loss", "mode")
     if found and found[0] is True and found[1] != "adversary" and found[2] != "single":
@@ -174,7 +180,7 @@ def _variants_are_there(values: Mapping[str, Any]) -> None:
 
 
 _RELATIONS: dict[str, tuple[Callable[[Mapping[str, Any]], None], ...]] = {
-    "train": (_windows_hold_crops, _batch_holds_both, _norm_has_discriminator),
+    "train": (_windows_hold_crops, _batch_holds_both, _share_has_weights, _norm_has_discriminator),
     "prepare": (_shares_leave_training,),
     "experiment": (_variants_are_there,),
 }

@@ -66,3 +66,12 @@ def test_maps_of_nuclei_pass_and_empty_ones_are_told(tmp_path, caplog):
 def test_real_labels_pass(real_data):
     for path in sorted(real_data.glob("*/labels/*.png")):
         assert not look_at_label(read_label(path)).wrong, path
+
+
+def test_a_held_out_part_without_a_nucleus_judges_nothing(tmp_path, caplog):
+    left = np.where(np.arange(160) < 110, LABEL, 0)
+    check_labels(domain(tmp_path, left, LABEL), held_out=0.25)
+    assert "l0.png: the part that is held out, at its right or lower end, has no nucleus, as in 1 of 2" in caplog.text
+    check_labels(domain(tmp_path, left, left))
+    with pytest.raises(DataError, match=r"l0\.png: the part that is held out, .* so nothing can be judged by it"):
+        check_labels(domain(tmp_path, left, left), held_out=0.25)

@@ -217,7 +217,7 @@ class FeatureDataset(PersistentDataset, Randomizable):
                 f"{len(missing)} encoded windows take {size}, but {free / 1e9:.2f} GB are free",
                 "Set cache_dir to a larger disk, lower cache_windows, or train with --cache off.",
             )
-        print(f"encoding {len(missing)} windows, {size}, into {self.cache_dir}", file=sys.stderr)
+        print(f"encoding {counted(len(missing), 'window')}, {size}, into {self.cache_dir}", file=sys.stderr)
         failed: dict[int, DataError] = {}
 
         @functools.lru_cache(maxsize=1)  # an image's windows follow each other

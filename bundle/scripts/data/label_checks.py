@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scripts.data.domains import load_items
+from scripts.data.holding_out import CutSpan, validation_items
 from scripts.data.readers import read_label
 from scripts.errors import DataError
 from scripts.phases import PHASES
@@ -54,17 +55,20 @@ def look_at_label(label: np.ndarray) -> LabelCheck:
 
 
 @PHASES.within("checking")
-def check_labels(domains: Sequence[dict], splits: Sequence[str] = ("training", "validation")) -> None:
+def check_labels(
+    domains: Sequence[dict], splits: Sequence[str] = ("training", "validation"), held_out: float = 0.0
+) -> None:
     """
     Before work: look at the labels of parts of the data, and tell of those without a nucleus.
 
     Args:
         domains: the domain list; unlabelled ones are passed over.
         splits: the parts.
+        held_out: share of each training image of the first domain by which a training is judged.
 
     Raises:
         DataError: naming the first label that cannot be read or is no map of nuclei, and how many there are; when
-            there is no nucleus in any that is trained on.
+            there is no nucleus in any that is trained on, or in all that is held out.
     """
     empty, wrong = [], []
     items = [item for split in splits for item in load_items(domains, split)]
@@ -83,3 +87,17 @@ def check_labels(domains: Sequence[dict], splits: Sequence[str] = ("training", "
         raise DataError(empty[0], f"none of {len(items)} labels has a nucleus", "Check that they are label maps.")
     if empty:
         logger.warning("%s: %d of %d labels have no nucleus, as this one", empty[0], len(empty), len(items))
+    if held_out:
+        _check_held_out(validation_items(domains, held_out))
+
+
+def _check_held_out(items: Sequence[dict]) -> None:
+    cut = CutSpan(["label"])
+    parts = ((item["label"], cut({**item, "label": read_label(item["label"])[None]})["label"]) for item in items)
+    empty = [path for path, part in parts if not part.any()]
+    if not empty:
+        return
+    what = "the part that is held out, at its right or lower end, has no nucleus"
+    if len(empty) == len(items):
+        raise DataError(empty[0], f"{what}, so nothing can be judged by it", "Label nuclei there, or turn the tile")
+    logger.warning("%s: %s, as in %d of %d labels: they judge little", empty[0], what, len(empty), len(items))

@@ -38,7 +38,7 @@ class PartWay:
         if not 0 <= init_share < 1:
             raise ValueError(f"init_share must be at least 0 and below 1, got {init_share}")
         if init_share and init_model is None:
-            raise DataError("init_share", "there are no weights to share with", "Give --init_model, or leave it out.")
+            raise DataError("init_share", "there are no weights to share with", "Give --init_model, or --init_share 0.")
         self.init_share = init_share
         self.trained = [p for p in network.parameters() if p.requires_grad] if init_share else []
         self.first = [p.detach().clone() for p in self.trained]
