@@ -141,6 +141,16 @@ def segmented(tile, model, tmp_path_factory):
     return out, done
 
 
+@pytest.mark.parametrize("name", ["$os.png", "@model.png", "%seed.png"])
+def test_an_image_named_like_an_expression_is_a_file(tmp_path, monkeypatch, name):
+    from ama_sam import cli
+
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_run", lambda command, settings: settings["dataset_dir"] != str(tmp_path / name))
+    assert cli.main(["segment", name]) == 0
+
+
 def test_one_image_is_segmented_and_the_last_lines_say_what_was_done(segmented):
     out, done = segmented
     assert {path.name for path in out.iterdir()} >= {"tile_mask.png", "tile.geojson", "tile_nuclei.csv", "summary.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,9 @@ class DomainReference:
         means = np.stack([features[domain == index].mean(axis=0) for index in range(len(names))])
         from sklearn.covariance import LedoitWolf  # slow to import, and only fitting needs it
 
-        precision = LedoitWolf(assume_centered=True).fit(features - means[domain]).precision_
+        with warnings.catch_warnings():  # of one window, where a fold leaves no more, there is no other shape
+            warnings.filterwarnings("ignore", "Only one sample available")
+            precision = LedoitWolf(assume_centered=True).fit(features - means[domain]).precision_
         return cls(list(names), *(torch.as_tensor(values).float() for values in (means, precision)), held_out)
 
     def distances(self, features: torch.Tensor) -> torch.Tensor:
