@@ -38,7 +38,7 @@ def judge(config: str, values: Mapping[str, Any], given: Mapping[str, Any] | Non
         if key in table and not is_programmed(value)
     }
     for relation in _RELATIONS.get(config, ()):
-        relation({**values, **read})
+        relation({**values, **looked_at, **read})
     return read
 
 
