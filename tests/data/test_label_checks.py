@@ -63,6 +63,17 @@ def test_maps_of_nuclei_pass_and_empty_ones_are_told(tmp_path, caplog):
         check_labels(domain(tmp_path, LABEL * 0, LABEL * 0))
 
 
+def test_a_label_that_may_be_inverted_is_told(tmp_path, caplog):
+    """A mask of the background, where nuclei cover so much that its largest part is not the whole image."""
+    inverted = LABEL == 0
+    inverted[::9] = 0
+    check_labels(domain(tmp_path, LABEL, inverted))
+    assert "l1.png: nuclei cover 73 % of it, and more than half of 1 of 2 labels" in caplog.text
+    caplog.clear()
+    check_labels(domain(tmp_path, LABEL, LABEL))
+    assert not caplog.text
+
+
 def test_real_labels_pass(real_data):
     for path in sorted(real_data.glob("*/labels/*.png")):
         assert not look_at_label(read_label(path)).wrong, path

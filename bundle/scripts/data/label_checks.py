@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 WHOLE = 0.8  # share of an image that no nucleus fills,
 WHOLE_PIXELS = 128 * 128  # unless the image is a small crop
+DENSE = 0.5  # share that nuclei seldom cover: of 273 real tiles one has more
 PIECES = 1.5, 6  # pieces for each id, and pieces at all, from which ids are no nuclei
 
 
@@ -30,11 +31,13 @@ class LabelCheck:
         nuclei: number of its ids.
         pieces: number of its connected parts (8 neighbours); in a map of nuclei there are few more than ids.
         wrong: what it must be instead of a map of nuclei; empty if it may be one.
+        covered: share of the image that is nucleus, in [0, 1].
     """
 
     nuclei: int
     pieces: int
     wrong: str = ""
+    covered: float = 0.0
 
 
 def look_at_label(label: np.ndarray) -> LabelCheck:
@@ -51,7 +54,7 @@ def look_at_label(label: np.ndarray) -> LabelCheck:
         wrong = f"one nucleus fills {largest:.0%} of the image: the label is inverted, or marks a region"
     elif pieces >= PIECES[1] and pieces >= PIECES[0] * nuclei:
         wrong = f"{nuclei} ids lie in {pieces} pieces: it is a map of classes, an antialiased mask, or has too few bits"
-    return LabelCheck(nuclei, pieces, wrong)
+    return LabelCheck(nuclei, pieces, wrong, float(sizes.sum() / label.size))
 
 
 @PHASES.within("checking")
@@ -59,7 +62,7 @@ def check_labels(
     domains: Sequence[dict], splits: Sequence[str] = ("training", "validation"), held_out: float = 0.0
 ) -> None:
     """
-    Before work: look at the labels of parts of the data, and tell of those without a nucleus.
+    Before work: look at the labels of parts of the data, and tell of those without a nucleus, and those with many.
 
     Args:
         domains: the domain list; unlabelled ones are passed over.
@@ -70,7 +73,7 @@ def check_labels(
         DataError: naming the first label that cannot be read or is no map of nuclei, and how many there are; when
             there is no nucleus in any that is trained on, or in all that is held out.
     """
-    empty, wrong = [], []
+    empty, wrong, dense = [], [], []
     items = [item for split in splits for item in load_items(domains, split)]
     items = [item for item in items if "label" in item]
     for item in items:
@@ -79,6 +82,8 @@ def check_labels(
             wrong.append((item["label"], check.wrong))
         elif not check.nuclei:
             empty.append(item["label"])
+        elif check.covered > DENSE:
+            dense.append((check.covered, item["label"]))
     if wrong:
         path, what = wrong[0]
         more = f" (likewise {len(wrong) - 1} others)" if len(wrong) > 1 else ""
@@ -87,6 +92,9 @@ def check_labels(
         raise DataError(empty[0], f"none of {len(items)} labels has a nucleus", "Check that they are label maps.")
     if empty:
         logger.warning("%s: %d of %d labels have no nucleus, as this one", empty[0], len(empty), len(items))
+    if dense:
+        what = "%s: nuclei cover %.0f %% of it, and more than half of %d of %d labels: look whether they are inverted"
+        logger.warning(what, max(dense)[1], 100 * max(dense)[0], len(dense), len(items))
     if held_out:
         _check_held_out(validation_items(domains, held_out))
 
