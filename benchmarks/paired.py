@@ -29,12 +29,12 @@ def main() -> None:
         before, after = (pd.DataFrame({seed: t[metric] for seed, t in enumerate(part)}) for part in tables)
         if not before.axes[0].equals(after.axes[0]) or before.shape != after.shape:
             raise SystemExit("the files do not hold the same images, for as many seeds")
-        difference = (after - before).mean(axis=1)
+        difference = (after - before).mean(axis=1).dropna()  # such as the merged share where no nuclei touch
         low, high = Bootstrap().interval(difference.to_numpy())
         for name, values in (("before", before), ("after", after)):
-            print(f"{metric:6}{name:8}" + "".join(f"{value:8.3f}" for value in values.mean()))
+            print(f"{metric:16}{name:12}" + "".join(f"{value:8.3f}" for value in values.mean()))
         better = f"{(difference > 0).sum()} of {len(difference)} images higher"
-        print(f"{metric:6}{'difference':12}{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], {better}")
+        print(f"{metric:16}{'difference':12}{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}], {better}")
 
 
 def rows(file: str, domain: str | None) -> pd.DataFrame:
