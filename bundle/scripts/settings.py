@@ -370,6 +370,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "limit_groups": Setting(Count | None, "patients of the primary domain to train on"),
         "limit_draw": Setting(CountOrNone, "which patients: 0 the first ones, else a random draw by this number"),
         "held_out": Setting(ShareBelow1, "of each training image, for validation where there is none"),
+        "train_on_validation": Setting(Bool, "learn from the validation parts, too, once a recipe is chosen"),
         "leakage": Setting(Literal["refuse", "allow"], "what to do where test images are trained on", free=True),
         "overlay_images": Setting(CountOrNone, "validation images in the overlay at the end; 0: none", free=True),
         "alignment_report": Setting(Bool, "measure at the end whether domains were aligned", free=True),

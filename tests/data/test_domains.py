@@ -344,6 +344,37 @@ def test_two_tiles_in_plain_folders_are_both_learned_from_where_a_part_of_each_i
     assert "1 of 4 images are left for testing; list them in split.json" in caplog.text
 
 
+@pytest.mark.parametrize("listed", ["split.json", "folders of parts", "plain folders"])
+def test_validation_parts_are_learned_from_on_request_and_testing_parts_never(tmp_path, listed):
+    for name in ("images", "labels"):
+        for part in ("training", "validation", "testing"):
+            for number in range(2):
+                path = {
+                    "split.json": f"{name}/{part}{number}.png",
+                    "folders of parts": f"{part}/{name}/{number}.png",
+                    "plain folders": f"{name}/{part}{number}.png",
+                }[listed]
+                (tmp_path / "mine" / path).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "mine" / path).touch()
+    if listed == "split.json":
+        parts = {
+            part: [{key: f"{key}s/{part}{number}.png" for key in ("image", "label")} for number in range(2)]
+            for part in ("training", "validation", "testing")
+        }
+        (tmp_path / "mine" / "split.json").write_text(json.dumps(parts))
+    given = domain_list(tmp_path, "mine")
+    before, after = (
+        {
+            split: {item["image"] for item in load_items(training_domains(given, "single", **more), split)}
+            for split in ("training", "validation", "testing")
+        }
+        for more in ({}, {"train_on_validation": True})
+    )
+    assert before["validation"] and not after["validation"]
+    assert after["training"] == before["training"] | before["validation"]
+    assert after["testing"] == before["testing"]
+
+
 def test_labelled_images_take_the_place_of_the_primary(folder):
     labelled = [{"image": str(folder / f"gamma/images/g{n}.png"), "label": str(folder / f"gamma/labels/g{n}.png")}
                 for n in (1, 2)]  # fmt: skip

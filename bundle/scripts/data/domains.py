@@ -76,6 +76,7 @@ def training_domains(
     mode: str,
     labelled: Sequence[Mapping[str, str]] | None = None,
     held_out: float = 0.0,
+    train_on_validation: bool = False,
 ) -> list[dict]:
     """
     The domains that a training uses, checked, the primary first.
@@ -87,6 +88,7 @@ def training_domains(
             part of the primary, in place of the one that ``domains`` may have; its auxiliaries stay.
         held_out: where a part of each training image is held out to judge by, the images of a labelled primary that
             lists no parts are not left for validation as well: with two of them, both are for training.
+        train_on_validation: the validation parts of all domains are for training, and none is left to judge by.
 
     Raises:
         DataError: as :func:`check_domains`, or when nothing is labelled, in none of the domains that are used.
@@ -103,20 +105,32 @@ def training_domains(
         names = ", ".join(domain["name"] for domain in used)
         hint = "Add a labelled domain, and train with a mode other than single."
         raise DataError("domains", f"there are no labels to learn from in {names}", hint)
-    return [_without_validation(used[0]), *used[1:]] if held_out and is_labelled(used[0]) else used
+    if train_on_validation:
+        return [_validation_joined(domain) for domain in used]
+    if held_out and is_labelled(used[0]) and not _lists_parts(used[0]):
+        used = [_validation_joined(used[0]), *used[1:]]
+        left = len(used[0]["datalist"]["testing"])
+        if left:
+            told = "%s: %d of %d images are left for testing; list them in split.json to train on them"
+            logger.warning(told, used[0]["root"], left, left + len(used[0]["datalist"]["training"]))
+    return used
 
 
-def _without_validation(domain: Mapping) -> dict:
-    """The domain, its images listed where they were not: those that would be for validation are for training."""
+def _lists_parts(domain: Mapping) -> bool:
+    """Whether the domain says itself what is for training; else its folder does not exist, or is split here."""
     root = Path(domain["root"])
-    if domain.get("datalist") or find_datalist(root) or any((root / part / "images").is_dir() for part in SPLITS):
+    folders = any((root / part / "images").is_dir() for part in SPLITS)
+    return bool(domain.get("datalist") or find_datalist(root) or folders or not root.is_dir())
+
+
+def _validation_joined(domain: Mapping) -> dict:
+    """The domain, all of its images listed: those for validation are for training."""
+    root = Path(domain["root"])
+    if not root.is_dir():  # which is told where its items are loaded
         return dict(domain)
-    listed = {part: list_entries(root, None, part) for part in SPLITS}
-    listed = {"training": listed["training"] + listed["validation"], "testing": listed["testing"]}
-    if listed["testing"]:
-        told = "%s: %d of %d images are left for testing; list them in split.json to train on them"
-        logger.warning(told, root, len(listed["testing"]), sum(map(len, listed.values())))
-    return {**domain, "datalist": listed}
+    listed = {part: list_entries(root, domain.get("datalist"), part, is_labelled(domain)) for part in SPLITS}
+    training = listed["training"] + listed["validation"]
+    return {**domain, "datalist": {"training": training, "testing": listed["testing"]}}
 
 
 def which_labelled(domains: Sequence[Mapping]) -> list[bool]:
