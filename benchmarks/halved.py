@@ -44,7 +44,7 @@ def main() -> None:
 
 def halve(source: Path, target: Path, entry: dict) -> None:
     """Write an image and its label at half the size; ``entry`` names the new files."""
-    image = torch.from_numpy(read_image(source / entry["image"])).permute(2, 0, 1).float()
+    image = torch.tensor(read_image(source / entry["image"])).permute(2, 0, 1).float()
     label = read_label(source / entry["label"])
     height, width = (side // 2 for side in label.shape)
     half = torch.nn.functional.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
