@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from halved import half_size
 from machine import BUNDLE  # puts the bundle on the path
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -40,8 +41,7 @@ def detections(root: Path, entry: dict, half: bool, model, network, inferer, to_
     image = torch.from_numpy(read_image(root / entry["image"]).astype(np.float32)).permute(2, 0, 1)
     true, mpp = read_label(root / entry["label"]), None
     if half:
-        true, mpp = true[1::2, 1::2], 2 * model.mpp
-        image = torch.nn.functional.interpolate(image[None], true.shape, mode="bilinear", antialias=True)[0].round()
+        (image, true), mpp = half_size(image, true), 2 * model.mpp
     item = ToTargetMppd(model.mpp, keys=["image"])({"image": MetaTensor(image), "mpp": mpp})
     with torch.inference_mode():
         seen = to_instances({"pred": inferer(item["image"][None], network)[0]})["instances"]

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 
 import machine  # noqa: F401 # puts the bundle on the path
+import numpy as np
 import torch
 from scripts.data.readers import read_image, read_label
 from skimage.io import imsave
@@ -45,14 +46,18 @@ def main() -> None:
 def halve(source: Path, target: Path, entry: dict) -> None:
     """Write an image and its label at half the size; ``entry`` names the new files."""
     image = torch.tensor(read_image(source / entry["image"])).permute(2, 0, 1).float()
-    label = read_label(source / entry["label"])
-    height, width = (side // 2 for side in label.shape)
-    half = torch.nn.functional.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
-    pixels = {"image": half.round().byte().permute(1, 2, 0).numpy(), "label": label[1::2, 1::2][:height, :width]}
+    half, label = half_size(image, read_label(source / entry["label"]))
+    pixels = {"image": half.byte().permute(1, 2, 0).numpy(), "label": label.astype("uint16")}
     for key, values in pixels.items():
         entry[key] = str(Path(entry[key]).with_suffix(".png"))
         (target / entry[key]).parent.mkdir(parents=True, exist_ok=True)
-        imsave(target / entry[key], values.astype("uint16" if key == "label" else "uint8"), check_contrast=False)
+        imsave(target / entry[key], values, check_contrast=False)
+
+
+def half_size(image: torch.Tensor, label: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """(3, H, W) float and (H, W) -> whole numbers (3, H // 2, W // 2), means of pixels, and every second label."""
+    label = label[1::2, 1::2]
+    return torch.nn.functional.interpolate(image[None], label.shape, mode="bilinear", antialias=True)[0].round(), label
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from halved import half_size
 from machine import BUNDLE  # puts the bundle on the path
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -58,12 +59,11 @@ def main() -> None:
         for entry in entries[: args.images or None]:
             image = torch.from_numpy(read_image(root / entry["image"]).astype(np.float32)).permute(2, 0, 1)
             label = read_label(root / entry["label"])
-            h, w = (side // 2 for side in label.shape)
-            half = torch.nn.functional.interpolate(image[None], (h, w), mode="bilinear", antialias=True)[0].round()
+            half, half_label = half_size(image, label)
             cases = {
                 "as it is (40x)": (image, None, label),
-                "halved, as it is": (half, None, label[1::2, 1::2][:h, :w]),
-                "halved, pixel size told": (half, 2 * model.mpp, label[1::2, 1::2][:h, :w]),
+                "halved, as it is": (half, None, half_label),
+                "halved, pixel size told": (half, 2 * model.mpp, half_label),
             }
             for case, (pixels, mpp, true) in cases.items():
                 pred, seen = nuclei(pixels, mpp)
