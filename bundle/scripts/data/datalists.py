@@ -13,6 +13,7 @@ __all__ = [
     "SPLITS",
     "check_files",
     "find_datalist",
+    "has_part_folders",
     "is_domain",
     "list_entries",
     "read_object",
@@ -64,7 +65,7 @@ def list_entries(root: Path, datalist: str | Mapping | None, split: str, labels:
     datalist = datalist or find_datalist(root)
     if datalist is not None:
         return _datalist_entries(root, root / datalist, read_object(root / datalist), split, labels)
-    if any((root / part / "images").is_dir() for part in SPLITS):
+    if has_part_folders(root):
         return _folder_entries(root / split, labels)
 
     def by_digest(entry: dict) -> str:
@@ -78,6 +79,11 @@ def list_entries(root: Path, datalist: str | Mapping | None, split: str, labels:
     parts = {"validation": entries[:validation], "testing": entries[validation : validation + testing]}
     parts["training"] = entries[validation + testing :]
     return sorted(parts[split], key=lambda entry: entry["image"])
+
+
+def has_part_folders(root: Path) -> bool:
+    """Whether folders say what is for training, validation and testing."""
+    return any((root / part / "images").is_dir() for part in SPLITS)
 
 
 def _datalist_entries(root: Path, path: Path, content: Mapping, split: str, labels: bool) -> list[dict]:

@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scripts.data.datalists import SPLITS, check_files, find_datalist, list_entries, stem_of, stored_mpp
+from scripts.data.datalists import (
+    SPLITS,
+    check_files,
+    find_datalist,
+    has_part_folders,
+    list_entries,
+    stem_of,
+    stored_mpp,
+)
 from scripts.errors import DataError
 
 __all__ = [
@@ -119,8 +127,7 @@ def training_domains(
 def _lists_parts(domain: Mapping) -> bool:
     """Whether the domain says itself what is for training; else its folder does not exist, or is split here."""
     root = Path(domain["root"])
-    folders = any((root / part / "images").is_dir() for part in SPLITS)
-    return bool(domain.get("datalist") or find_datalist(root) or folders or not root.is_dir())
+    return bool(domain.get("datalist") or find_datalist(root) or has_part_folders(root) or not root.is_dir())
 
 
 def _validation_joined(domain: Mapping) -> dict:
