@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class KeptModel:
             raise ValueError(f"keep must be {' or '.join(KEEP)}, got {keep!r}")
         self.network, self.path, self.provenance, self.keep = network, Path(path), dict(provenance), keep
         self.about, self.metric, self.start = about, metric, start
-        self.part_way = nullcontext() if part_way is None else part_way
+        self.part_way = part_way or PartWay(network)
         self.start_score: float | None = None
         self.best: float | None = None
         self.best_epoch = 0

@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -55,7 +54,8 @@ class PublishModel:
         if publish not in PUBLISH:
             raise ValueError(f"publish must be {' or '.join(PUBLISH)}, got {publish!r}")
         self.model, self.path, self.publish = Path(model), Path(path), publish
-        self.network, self.evaluator, self.metric, self.part_way = network, evaluator, metric, part_way
+        self.network, self.evaluator, self.metric = network, evaluator, metric
+        self.part_way = part_way or PartWay(network)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)
@@ -92,7 +92,7 @@ class PublishModel:
                 "the published model is replaced, for it cannot be compared with (kept in previous/): %s", error
             )
             return None
-        with nullcontext() if self.part_way is None else self.part_way.paused():
+        with self.part_way.paused():
             self.evaluator.run()
         return float(self.evaluator.state.metrics[self.metric])
 
