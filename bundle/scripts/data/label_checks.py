@@ -76,14 +76,19 @@ def check_labels(
     empty, wrong, dense = [], [], []
     items = [item for split in splits for item in load_items(domains, split)]
     items = [item for item in items if "label" in item]
+    judging = {item["label"]: item for item in (validation_items(domains, held_out) if held_out else ())}
+    cut, judges = CutSpan(["label"]), {}
     for item in items:
-        check = look_at_label(read_label(item["label"]))
+        label = read_label(item["label"])
+        check = look_at_label(label)
         if check.wrong:
             wrong.append((item["label"], check.wrong))
         elif not check.nuclei:
             empty.append(item["label"])
         elif check.covered > DENSE:
             dense.append((check.covered, item["label"]))
+        if item["label"] in judging:
+            judges[item["label"]] = cut({**judging[item["label"]], "label": label[None]})["label"].any()
     if wrong:
         path, what = wrong[0]
         more = f" (likewise {len(wrong) - 1} others)" if len(wrong) > 1 else ""
@@ -95,17 +100,9 @@ def check_labels(
     if dense:
         what = "%s: nuclei cover %.0f %% of it, and more than half of %d of %d labels: look whether they are inverted"
         logger.warning(what, max(dense)[1], 100 * max(dense)[0], len(dense), len(items))
-    if held_out:
-        _check_held_out(validation_items(domains, held_out))
-
-
-def _check_held_out(items: Sequence[dict]) -> None:
-    cut = CutSpan(["label"])
-    parts = ((item["label"], cut({**item, "label": read_label(item["label"])[None]})["label"]) for item in items)
-    empty = [path for path, part in parts if not part.any()]
-    if not empty:
-        return
-    what = "the part that is held out, at its right or lower end, has no nucleus"
-    if len(empty) == len(items):
-        raise DataError(empty[0], f"{what}, so nothing can be judged by it", "Label nuclei there, or turn the tile")
-    logger.warning("%s: %s, as in %d of %d labels: they judge little", empty[0], what, len(empty), len(items))
+    blind = [path for path, has_nuclei in judges.items() if not has_nuclei]
+    if blind:
+        what = "the part that is held out, at its right or lower end, has no nucleus"
+        if len(blind) == len(judges):
+            raise DataError(blind[0], f"{what}, so nothing can be judged by it", "Label nuclei there, or turn the tile")
+        logger.warning("%s: %s, as in %d of %d labels: they judge little", blind[0], what, len(blind), len(judges))
